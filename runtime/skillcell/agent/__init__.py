@@ -1,0 +1,1 @@
+"""The program inside every sandbox: standard library alone, holds no secret, trusted with nothing."""

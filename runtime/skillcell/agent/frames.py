@@ -1,25 +1,24 @@
 """The wire between gateway and agent: typed, length-prefixed frames over one two-way byte channel.
 
-A frame is one byte of type, four bytes of big-endian length, and that many bytes of payload; JSON payloads are UTF-8 objects.
-Both sides import this module (the agent finds it beside itself in the sandbox), so it uses the standard library alone. The
-gateway believes nothing in a frame but its form: sizes are capped here by type, and what a frame claims is the Skill's own
-claim. The order of one call:
+A frame is one byte of type, four bytes of big-endian length, and that many bytes of payload; JSON payloads are UTF-8
+objects. Both sides import this module (the agent finds it beside itself in the sandbox), so it uses the standard
+library alone. The gateway believes nothing in a frame but its form: sizes are capped here by type, and what a frame
+claims is the Skill's own claim. The order of one call:
 
     agent    HELLO                       as soon as it can take a job (a warm sandbox waits here)
-    gateway  JOB, (FILE, DATA*)*, RUN    deliver everything, then start; STDIN*, STDIN_EOF and SIGNAL may follow at any time
-    agent    STARTED                     the entrypoint's process exists
-    agent    STDOUT | STDERR | EVENT     live, in the order read
-    agent    EXITED                      main process ended, every other process killed, pipes drained
-    agent    RESULT?                     bytes of /output/result.json, when there is one
-    agent    (ARTIFACT, DATA*, ARTIFACT_END)* | ARTIFACT_REFUSED*
-    agent    DONE                        nothing follows until the next JOB (sessions)
+    gateway  JOB, (FILE, DATA*)*, RUN    deliver everything, then start; STDIN*, STDIN_EOF and SIGNAL may follow at
+    any time agent    STARTED                     the entrypoint's process exists agent    STDOUT | STDERR | EVENT
+    live, in the order read agent    EXITED                      main process ended, every other process killed, pipes
+    drained agent    RESULT?                     bytes of /output/result.json, when there is one agent    (ARTIFACT,
+    DATA*, ARTIFACT_END)* | ARTIFACT_REFUSED* agent    DONE                        nothing follows until the next JOB
+    (sessions)
 
     agent    FAILED                      instead of STARTED, when the job could not be set up; payload says why
 
-JOB (JSON): see `JOB_KEYS`. FILE (JSON): root (`workspace` | `input` | `skill` | `home`), name, mode (int), size (bytes that follow
-as DATA). EXITED (JSON): code (int or null), signal (int or null), disk: {target: {bytes_used, bytes_limit, files_used,
-files_limit}} as statvfs shows them. ARTIFACT (JSON): name, size. ARTIFACT_REFUSED (JSON): name, reason. HELLO (JSON): protocol,
-python. SIGNAL (JSON): signal (int). FAILED (JSON): message.
+JOB (JSON): see `JOB_KEYS`. FILE (JSON): root (`workspace` | `input` | `skill` | `home`), name, mode (int), size
+(bytes that follow as DATA). EXITED (JSON): code (int or null), signal (int or null), disk: {target: {bytes_used,
+bytes_limit, files_used, files_limit}} as statvfs shows them. ARTIFACT (JSON): name, size. ARTIFACT_REFUSED (JSON):
+name, reason. HELLO (JSON): protocol, python. SIGNAL (JSON): signal (int). FAILED (JSON): message.
 
 EVENT carries one JSON object that the Skill wrote to the file named by SKILLCELL_EVENTS, one per line there:
 {"type": "log", "level", "message", "fields"}, {"type": "progress", "fraction", "message"}, {"type": "output", "value"}.

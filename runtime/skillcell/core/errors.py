@@ -1,7 +1,8 @@
 """What we could not do, in gRPC's classes but without gRPC.
 
-What a Skill did is never a `Fault`: that is an `Outcome`. A fault's message is safe to show its caller, so it must never
-carry a traceback, a host path or another tenant's name. `api/status.py` holds the one table that maps faults to statuses.
+What a Skill did is never a `Fault`: that is an `Outcome`. A fault's message is safe to show its caller, so it must
+never carry a traceback, a host path or another tenant's name. `api/status.py` holds the one table that maps faults to
+statuses.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class QuotaViolation:
 class Fault(Exception):
     """A refusal or failure of ours.
 
-    `reason` is stable UPPER_SNAKE_CASE (google.rpc.ErrorInfo, domain `skillcell`), `metadata` holds string facts a program
-    may read (field, value, limit). `retry_after` is set only where waiting truly helps. `resource` is `type/name`.
+    `reason` is stable UPPER_SNAKE_CASE (google.rpc.ErrorInfo, domain `skillcell`), `metadata` holds string facts a
+    program may read (field, value, limit). `retry_after` is set only where waiting truly helps. `resource` is
+    `type/name`.
     """
 
     kind: FaultKind

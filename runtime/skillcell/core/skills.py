@@ -21,7 +21,9 @@ class Interpreter(Enum):
 
 
 class StdoutMode(Enum):
-    """What a Skill's stdout is. JSON: one value, the output. NDJSON: each line an output. Both still stream as bytes."""
+    """What a Skill's stdout is. JSON: one value, the output. NDJSON: each line an output. Both still stream as
+    bytes.
+    """
 
     TEXT = "TEXT"
     JSON = "JSON"

@@ -1,8 +1,8 @@
 """What a driver owes: sandboxes made under a chosen id, a byte channel, counters, an end that always comes.
 
-A reader could get two things wrong. `Sandbox.kill` ends processes and leaves the counters readable; `Driver.destroy` removes every
-trace and may be called at any time, twice, or for an id that never came to be. And a driver raises only `Fault`s: the engine's
-own exceptions are translated where the engine is called.
+A reader could get two things wrong. `Sandbox.kill` ends processes and leaves the counters readable; `Driver.destroy`
+removes every trace and may be called at any time, twice, or for an id that never came to be. And a driver raises only
+`Fault`s: the engine's own exceptions are translated where the engine is called.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Check:
 
 
 class ByteChannel(Protocol):
-    """Two-way bytes to the agent. Back-pressure: not reading stops the agent; `write` waits until the bytes are taken."""
+    """Two-way bytes to the agent. Back-pressure: not reading stops the agent; `write` waits until the bytes are
+    taken.
+    """
 
     async def read(self, limit: int) -> bytes:
         """1..limit bytes, or b"" when the agent's side is gone."""

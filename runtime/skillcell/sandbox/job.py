@@ -1,0 +1,144 @@
+"""What is to run in a sandbox, and what came of it: the supervisor's input and output."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from skillcell.agent import frames
+from skillcell.core.events import Artifact, Event
+from skillcell.core.types import CancelReason, Counters, Limits
+from skillcell.sandbox.driver import DiskUsage
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A file for the sandbox. `root` is `workspace`, `input`, `skill` or `home`; `name` is relative to it."""
+
+    root: str
+    name: str
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One call as the agent gets it; the fields are those of `frames.JOB_KEYS`."""
+
+    kind: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: str
+    limits: Limits
+    script: str = ""
+    function: str = ""
+    copy_skill: bool = False
+    stdin: bytes = b""
+    live_stdin: AsyncIterator[bytes] | None = None
+    """Bytes that arrive while the Skill runs, after `stdin`; None when there are none."""
+    files: tuple[Delivery, ...] = ()
+    collect: tuple[str, ...] = ()
+
+    def frames(self) -> Iterator[bytes]:
+        """JOB and the files, ready to send. RUN is the sender's, so that it can time the start."""
+        yield frames.encode_json(
+            frames.JOB,
+            {
+                "kind": self.kind,
+                "argv": list(self.argv),
+                "script": self.script,
+                "function": self.function,
+                "env": dict(self.env),
+                "cwd": self.cwd,
+                "copy_skill": self.copy_skill,
+                "stdin": bool(self.stdin) or self.live_stdin is not None,
+                "rlimits": {
+                    "nofile": self.limits.open_files,
+                    "fsize": self.limits.disk_bytes,
+                    "core": 0,
+                },
+                "collect": list(self.collect),
+                "artifact_bytes": self.limits.artifact_bytes,
+                "artifact_count": self.limits.artifact_count,
+                "deadline_ns": self.limits.wall_ns,
+            },
+        )
+        for delivery in self.files:
+            yield frames.encode_json(
+                frames.FILE,
+                {
+                    "root": delivery.root,
+                    "name": delivery.name,
+                    "mode": delivery.mode,
+                    "size": len(delivery.content),
+                },
+            )
+            for start in range(0, len(delivery.content), frames.CHUNK_BYTES):
+                yield frames.encode(frames.DATA, delivery.content[start : start + frames.CHUNK_BYTES])
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why the gateway ended a call: a limit of `Limits` by name, or a cancel."""
+
+    limit: str = ""
+    observed: int = 0
+    cancel: CancelReason | None = None
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What the supervisor saw from outside; `exit_code`, `signal` and `agent_disk` alone are the sandbox's own
+    claims.
+    """
+
+    started: bool = False
+    exited: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    stop: Stop | None = None
+    failed: str = ""
+    """The agent's word on why the job could not be set up."""
+    lost: str = ""
+    """Set when the sandbox went away, or broke the protocol, without our doing and before the Skill exited."""
+    cut_short: str = ""
+    """Why artifacts after the exit are incomplete; the verdict stays the exit's."""
+    disk: DiskUsage | None = None
+    agent_disk: Mapping[str, DiskUsage] = field(default_factory=dict)
+    before: Counters = Counters()
+    after: Counters = Counters()
+    deliver_ns: int = 0
+    run_ns: int = 0
+    collect_ns: int = 0
+    stalled_ns: int = 0
+    output_bytes: int = 0
+    artifact_bytes: int = 0
+    result_json: bytes | None = None
+    """Bytes of /output/result.json; not yet known to be JSON."""
+
+
+class EventSink(Protocol):
+    """Takes events in order. Waiting in `emit` is how a slow reader holds back the sandbox."""
+
+    async def emit(self, event: Event) -> None: ...
+
+
+class ArtifactWriter(Protocol):
+    """One artifact that is being received."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def finish(self) -> Artifact:
+        """Durable and named once this returns."""
+        ...
+
+    async def discard(self) -> None:
+        """Leaves nothing; idempotent, also after `finish` failed."""
+        ...
+
+
+class ArtifactSink(Protocol):
+    """Where artifacts go. `open` raises ValueError, with a reason fit for the caller, for a name it can't take."""
+
+    async def open(self, name: str) -> ArtifactWriter: ...

@@ -1,0 +1,418 @@
+"""Runs one call in one sandbox, and sees to it that it ends.
+
+The agent inside is believed in nothing that matters: time runs on the gateway's clock, CPU and memory come from the
+sandbox's counters, every byte is counted here, and the end is brought about by `Sandbox.kill` from outside. What a
+reader could get wrong: a slow caller makes `emit` wait, and that must never delay a limit; so the limits are watched
+beside the reading, and the first `Stop` wins. And what breaks after the Skill has exited changes no verdict: else a
+Skill could do its work, break the collection, and not be billed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skillcell.agent import frames
+from skillcell.agent.frames import FrameError
+from skillcell.core import events
+from skillcell.core.clock import Clock
+from skillcell.core.errors import Fault
+from skillcell.core.types import SECOND_NS, CancelReason, Counters
+from skillcell.sandbox.driver import DiskUsage, Sandbox
+from skillcell.sandbox.framing import FrameReader
+from skillcell.sandbox.job import ArtifactSink, ArtifactWriter, EventSink, Job, RunReport, Stop
+
+_DRAIN_SECONDS = 2.0
+"""After a kill, how long the bytes already written are still taken (a reader slower than that loses them)."""
+_DELIVER_SECONDS = 60.0
+_COLLECT_SECONDS = 60.0
+_CPU_POLL_SECONDS = (0.002, 0.5)
+_LEVELS = frozenset({"debug", "info", "warning", "error"})
+
+
+class Canceled:
+    """A call's cancel button: pressed once, the first reason stands."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.reason: CancelReason | None = None
+
+    def cancel(self, reason: CancelReason) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self._event.set()
+
+    async def wait(self) -> CancelReason:
+        await self._event.wait()
+        assert self.reason is not None
+        return self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where a run's events and artifacts go."""
+
+    events: EventSink
+    artifacts: ArtifactSink
+
+
+async def await_hello(reader: FrameReader, within_seconds: float) -> dict[str, Any]:
+    """The agent's first word. Raises FrameError when it does not come, or speaks another protocol."""
+    try:
+        frame = await asyncio.wait_for(reader.next(), within_seconds)
+    except TimeoutError as error:
+        raise FrameError(f"the agent said nothing within {within_seconds:g} s") from error
+    if frame is None or frame[0] != frames.HELLO:
+        raise FrameError("the agent ended before it said hello")
+    hello = _json_object(frame[1])
+    if hello.get("protocol") not in (frames.PROTOCOL, frames.PROTOCOL - 1):
+        raise FrameError(f"the agent speaks protocol {hello.get('protocol')!r}, not {frames.PROTOCOL}")
+    return hello
+
+
+class Run:
+    """One call in one sandbox whose agent has said hello. Use once: `report = await Run(...).execute()`."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        reader: FrameReader,
+        job: Job,
+        *,
+        outlets: Outlets,
+        canceled: Canceled,
+        clock: Clock,
+        started_event: events.Started,
+    ) -> None:
+        self._sandbox = sandbox
+        self._reader = reader
+        self._job = job
+        self._outlets = outlets
+        self._canceled = canceled
+        self._clock = clock
+        self._started_event = started_event
+        self._report = RunReport()
+        self._stopping = asyncio.Event()
+        self._began = asyncio.Event()
+        self._exited = asyncio.Event()
+        self._run_began_ns = 0
+        self._artifact: ArtifactWriter | None = None
+        self._stdin_task: asyncio.Task[None] | None = None
+
+    async def execute(self) -> RunReport:
+        """Runs to the end, whatever that is. The sandbox's processes are dead when this returns, also when it
+        raises.
+        """
+        report = self._report
+        try:
+            report.before = await self._sandbox.counters()
+            await self._converse()
+        finally:
+            await asyncio.shield(self._finish())
+        return report
+
+    async def _converse(self) -> None:
+        """Reads until DONE, the end of the channel, or some time after a stop."""
+        talk = asyncio.create_task(self._talk(), name="run-talk")
+        watches: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._watch_cancel(), name="run-cancel"),
+            asyncio.create_task(self._watch_wall(), name="run-wall"),
+            asyncio.create_task(self._watch_cpu(), name="run-cpu"),
+        ]
+        try:
+            stopping = asyncio.create_task(self._stopping.wait())
+            watches.append(stopping)
+            await asyncio.wait({talk, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not talk.done():
+                await self._sandbox.kill()
+                self._mark_exit()
+                await asyncio.wait({talk}, timeout=_DRAIN_SECONDS)
+        finally:
+            for task in (talk, *watches):
+                task.cancel()
+            results = await asyncio.gather(talk, *watches, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _talk(self) -> None:
+        try:
+            await self._deliver()
+            while not await self._next_frame():
+                pass
+        except (FrameError, ConnectionError) as error:
+            self._lose(f"the sandbox's channel broke: {error}")
+
+    async def _deliver(self) -> None:
+        began = self._clock.monotonic_ns()
+        channel = self._sandbox.channel
+        for frame in self._job.frames():
+            await channel.write(frame)
+        await channel.write(frames.encode(frames.RUN))
+        frame_or_end = await self._reader.next()
+        self._report.deliver_ns = self._clock.monotonic_ns() - began
+        if frame_or_end is None:
+            self._lose("the sandbox ended before the Skill started")
+            return
+        kind, payload = frame_or_end
+        if kind == frames.FAILED:
+            self._report.failed = _text(_json_object(payload).get("message", ""))[:4096] or "the agent refused the job"
+            return
+        if kind != frames.STARTED:
+            raise FrameError(f"frame type {kind} came where STARTED was due")
+        self._run_began_ns = self._clock.monotonic_ns()
+        self._report.started = True
+        self._began.set()
+        times = replace(self._started_event.times, deliver_ns=self._report.deliver_ns)
+        await self._emit(replace(self._started_event, times=times))
+        await self._send_stdin()
+
+    async def _send_stdin(self) -> None:
+        """Stdin goes beside the reading: a Skill that writes before it reads must not deadlock with us."""
+        if not self._job.stdin and self._job.live_stdin is None:
+            return
+        self._stdin_task = asyncio.create_task(self._pump_stdin(), name="run-stdin")
+
+    async def _pump_stdin(self) -> None:
+        channel = self._sandbox.channel
+        with suppress(ConnectionError):
+            data = self._job.stdin
+            for start in range(0, len(data), frames.CHUNK_BYTES):
+                await channel.write(frames.encode(frames.STDIN, data[start : start + frames.CHUNK_BYTES]))
+            if self._job.live_stdin is not None:
+                async for chunk in self._job.live_stdin:
+                    for start in range(0, len(chunk), frames.CHUNK_BYTES):
+                        await channel.write(frames.encode(frames.STDIN, chunk[start : start + frames.CHUNK_BYTES]))
+            await channel.write(frames.encode(frames.STDIN_EOF))
+
+    async def _next_frame(self) -> bool:
+        """Handles one frame; True when there is no more to come."""
+        if not self._report.started or self._report.lost:
+            return True
+        frame = await self._reader.next()
+        if frame is None:
+            self._lose("the sandbox ended before it said all")
+            return True
+        kind, payload = frame
+        if kind == frames.DONE:
+            return True
+        await self._handle(kind, payload)
+        return self._report.stop is not None and self._report.stop.limit == "output_bytes"
+
+    async def _handle(self, kind: int, payload: bytes) -> None:
+        if self._report.exited:
+            await self._handle_collected(kind, payload)
+        elif kind in (frames.STDOUT, frames.STDERR, frames.EVENT):
+            await self._handle_output(kind, payload)
+        elif kind == frames.EXITED:
+            await self._handle_exit(_json_object(payload))
+        else:
+            raise FrameError(f"frame type {kind} came while the Skill ran")
+
+    async def _handle_output(self, kind: int, payload: bytes) -> None:
+        limit = self._job.limits.output_bytes
+        room = limit - self._report.output_bytes
+        self._report.output_bytes += len(payload)
+        if len(payload) > room:
+            if kind == frames.STDOUT and room > 0:
+                await self._emit(events.Stdout(payload[:room]))
+            elif kind == frames.STDERR and room > 0:
+                await self._emit(events.Stderr(payload[:room]))
+            self._stop(Stop("output_bytes", self._report.output_bytes))
+        elif kind == frames.STDOUT:
+            await self._emit(events.Stdout(payload))
+        elif kind == frames.STDERR:
+            await self._emit(events.Stderr(payload))
+        else:
+            await self._emit(parse_event(payload))
+
+    async def _handle_exit(self, said: dict[str, Any]) -> None:
+        self._mark_exit()
+        self._report.exited = True
+        self._report.exit_code = _small_int(said.get("code"))
+        self._report.signal = _small_int(said.get("signal"))
+        if self._report.exit_code is None and self._report.signal is None:
+            raise FrameError("EXITED named neither a code nor a signal")
+        self._report.agent_disk = _agent_disk(said.get("disk"))
+        self._report.disk = await self._sandbox.disk()
+
+    async def _handle_collected(self, kind: int, payload: bytes) -> None:
+        limits = self._job.limits
+        if kind == frames.RESULT:
+            self._report.result_json = payload
+        elif kind == frames.ARTIFACT and self._artifact is None:
+            await self._open_artifact(_json_object(payload))
+        elif kind == frames.DATA:
+            self._report.artifact_bytes += len(payload)
+            if self._report.artifact_bytes > limits.artifact_bytes:
+                raise FrameError("artifacts went past their limit")
+            if self._artifact is not None:
+                await self._artifact.write(payload)
+        elif kind == frames.ARTIFACT_END:
+            writer, self._artifact = self._artifact, None
+            if writer is not None:
+                await self._emit(await writer.finish())
+        elif kind == frames.ARTIFACT_REFUSED:
+            said = _json_object(payload)
+            await self._emit(events.ArtifactRefused(_text(said.get("name"))[:1024], _text(said.get("reason"))[:1024]))
+        else:
+            raise FrameError(f"frame type {kind} came while artifacts were collected")
+
+    async def _open_artifact(self, said: dict[str, Any]) -> None:
+        name = _text(said.get("name"))
+        try:
+            self._artifact = await self._outlets.artifacts.open(name)
+        except ValueError as error:
+            await self._emit(events.ArtifactRefused(name[:1024], str(error)))
+
+    async def _emit(self, event: events.Event) -> None:
+        began = self._clock.monotonic_ns()
+        await self._outlets.events.emit(event)
+        if not self._exited.is_set():
+            self._report.stalled_ns += self._clock.monotonic_ns() - began
+
+    def _mark_exit(self) -> None:
+        if self._run_began_ns and not self._report.run_ns:
+            self._report.run_ns = max(1, self._clock.monotonic_ns() - self._run_began_ns)
+        self._exited.set()
+
+    def _stop(self, stop: Stop) -> None:
+        if self._report.stop is None and not self._exited.is_set():
+            self._report.stop = stop
+            self._stopping.set()
+
+    def _lose(self, why: str) -> None:
+        if self._report.exited:
+            self._report.cut_short = self._report.cut_short or why
+        elif self._report.stop is None and not self._report.lost:
+            self._report.lost = why
+
+    async def _watch_cancel(self) -> None:
+        reason = await self._canceled.wait()
+        self._stop(Stop(cancel=reason))
+
+    async def _watch_wall(self) -> None:
+        try:
+            await asyncio.wait_for(self._began.wait(), _DELIVER_SECONDS)
+        except TimeoutError:
+            self._lose(f"the sandbox did not take its input within {_DELIVER_SECONDS:g} s")
+            self._stopping.set()
+            return
+        limit_ns = self._job.limits.wall_ns
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._exited.wait(), limit_ns / SECOND_NS)
+            await asyncio.sleep(_COLLECT_SECONDS)
+            self._lose(f"collecting artifacts took over {_COLLECT_SECONDS:g} s")
+            self._stopping.set()
+            return
+        self._stop(Stop("wall_ns", max(limit_ns, self._clock.monotonic_ns() - self._run_began_ns)))
+
+    async def _watch_cpu(self) -> None:
+        """Polls as often as the limit could be near: all cores granted, from what is left."""
+        limits = self._job.limits
+        while not self._exited.is_set():
+            try:
+                used = cpu_since(self._report.before, await self._sandbox.counters())
+            except Fault as fault:
+                self._lose(f"the engine was lost: {fault}")
+                self._stopping.set()
+                return
+            left_ns = limits.cpu_ns - used
+            if left_ns <= 0:
+                self._stop(Stop("cpu_ns", used))
+                return
+            soonest = left_ns / SECOND_NS / (limits.milli_cpus / 1000)
+            await asyncio.sleep(min(max(soonest, _CPU_POLL_SECONDS[0]), _CPU_POLL_SECONDS[1]))
+
+    async def _finish(self) -> None:
+        """Everything dead, every figure read, nothing half-kept."""
+        if self._stdin_task is not None:
+            self._stdin_task.cancel()
+            await asyncio.gather(self._stdin_task, return_exceptions=True)
+        if self._artifact is not None:
+            await self._artifact.discard()
+        exited_ns = self._run_began_ns + self._report.run_ns
+        try:
+            await self._sandbox.kill()
+            self._mark_exit()
+            self._report.after = await self._sandbox.counters()
+        except Fault as fault:
+            self._mark_exit()
+            self._lose(f"the engine was lost: {fault}")
+        if self._report.exited:
+            self._report.collect_ns = max(0, self._clock.monotonic_ns() - exited_ns)
+        if self._report.cut_short:
+            await self._outlets.events.emit(events.ArtifactRefused("", self._report.cut_short))
+
+
+def cpu_since(before: Counters, after: Counters) -> int:
+    """CPU time between two readings of one sandbox, nanoseconds."""
+    return max(0, after.cpu_total_ns - before.cpu_total_ns)
+
+
+def parse_event(payload: bytes) -> events.Event:
+    """A line that the Skill wrote to SKILLCELL_EVENTS; what it is not, it is told in a log event."""
+    try:
+        said = _json_object(payload)
+    except FrameError as error:
+        return events.Log("warning", f"an event was not understood: {error}")
+    match said.get("type"):
+        case "log":
+            level = said.get("level", "info")
+            fields = said.get("fields", {})
+            return events.Log(
+                level if level in _LEVELS else "info",
+                _text(said.get("message", "")),
+                fields if isinstance(fields, dict) else {"fields": fields},
+            )
+        case "progress":
+            fraction = said.get("fraction")
+            if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+                fraction = None
+            return events.Progress(
+                None if fraction is None else min(1.0, max(0.0, float(fraction))), _text(said.get("message", ""))
+            )
+        case "output" if "value" in said:
+            return events.Output(json.dumps(said["value"], separators=(",", ":")).encode())
+        case other:
+            return events.Log("warning", f"an event of unknown type {_text(other)[:64]!r} was ignored")
+
+
+def _json_object(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"a payload is not JSON: {type(error).__name__}") from error
+    if not isinstance(value, dict):
+        raise FrameError("a payload is not a JSON object")
+    return value
+
+
+def _text(said: object) -> str:
+    """Whatever was said as text that UTF-8 can hold (JSON may carry lone surrogates)."""
+    return str(said).encode("utf-8", "replace").decode()
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _small_int(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
+        return None
+    return value
+
+
+def _agent_disk(said: object) -> dict[str, DiskUsage]:
+    found: dict[str, DiskUsage] = {}
+    if not isinstance(said, dict):
+        return found
+    for target, usage in list(said.items())[:16]:
+        if isinstance(usage, dict):
+            figures = [usage.get(key) for key in ("bytes_used", "bytes_limit", "files_used", "files_limit")]
+            if all(isinstance(figure, int) and figure >= 0 for figure in figures):
+                found[str(target)] = DiskUsage(*(int(figure) for figure in figures if isinstance(figure, int)))
+    return found

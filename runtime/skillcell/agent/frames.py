@@ -6,12 +6,13 @@ library alone. The gateway believes nothing in a frame but its form: sizes are c
 claims is the Skill's own claim. The order of one call:
 
     agent    HELLO                       as soon as it can take a job (a warm sandbox waits here)
-    gateway  JOB, (FILE, DATA*)*, RUN    deliver everything, then start; STDIN*, STDIN_EOF and SIGNAL may follow at
-    any time agent    STARTED                     the entrypoint's process exists agent    STDOUT | STDERR | EVENT
-    live, in the order read agent    EXITED                      main process ended, every other process killed, pipes
-    drained agent    RESULT?                     bytes of /output/result.json, when there is one agent    (ARTIFACT,
-    DATA*, ARTIFACT_END)* | ARTIFACT_REFUSED* agent    DONE                        nothing follows until the next JOB
-    (sessions)
+    gateway  JOB, (FILE, DATA*)*, RUN    deliver everything, then start; STDIN*, STDIN_EOF, SIGNAL may follow any time
+    agent    STARTED                     the entrypoint's process exists
+    agent    STDOUT | STDERR | EVENT     live, in the order read
+    agent    EXITED                      main process ended, every other process killed, pipes drained
+    agent    RESULT?                     bytes of /output/result.json, when there is one
+    agent    (ARTIFACT, DATA*, ARTIFACT_END)* | ARTIFACT_REFUSED*
+    agent    DONE                        nothing follows until the next JOB (sessions)
 
     agent    FAILED                      instead of STARTED, when the job could not be set up; payload says why
 

@@ -219,8 +219,12 @@ class CgroupTree:
             "Fix: boot with systemd.unified_cgroup_hierarchy=1 cgroup_enable=memory",
         )
 
-    def create(self, sandbox_id: str, limits: Limits) -> Cgroup:
-        """Make the cgroup, every limit set and read back; on any error nothing is left. ALREADY_EXISTS for a known id."""
+    def create(self, sandbox_id: str, limits: Limits, *, devices: bool = True) -> Cgroup:
+        """Make the cgroup, every limit set and read back; on any error nothing is left. ALREADY_EXISTS for a known id.
+
+        `devices=False` leaves v1's device list to the engine's own child cgroup: Docker's runtime writes a list that a
+        stricter parent makes the kernel refuse.
+        """
         _check_id(sandbox_id)
         settings = files.v1_settings(limits) if self.version == 1 else files.v2_settings(limits)
         cgroup = Cgroup(self, sandbox_id)
@@ -238,6 +242,8 @@ class CgroupTree:
             raise unavailable("CGROUP_NOT_CREATED", f"a cgroup could not be made: {error.strerror}") from error
         try:
             self._apply(sandbox_id, settings)
+            if devices:
+                self._apply_devices(sandbox_id)
         except BaseException:
             cgroup.remove()
             raise
@@ -259,6 +265,8 @@ class CgroupTree:
                 raise precondition(
                     "LIMIT_NOT_ENFORCED", f"{setting.file} reads {actual} after {setting.value} was written"
                 )
+
+    def _apply_devices(self, sandbox_id: str) -> None:
         if "devices" in self.bases:
             directory = self.bases["devices"] / sandbox_id
             try:

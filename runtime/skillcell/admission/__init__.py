@@ -1,0 +1,1 @@
+"""Admission: what may run, with which limits. Refusals happen here, before there is a record."""

@@ -199,8 +199,9 @@ class ExecutionRequest:
     """Globs of files in the working directory that become artifacts when new or changed."""
     on_disconnect: OnDisconnect = OnDisconnect.CANCEL
     request_id: str = ""
-    deadline_ns: int | None = None
-    """The caller's deadline on this machine's monotonic clock; None when it set none."""
+    """A UUID of the caller's choice that makes the call idempotent; empty when it gave none."""
+    fingerprint: bytes = b""
+    """sha256 over the request as it was sent; the same `request_id` must come with the same one."""
 
 
 @dataclass(frozen=True, slots=True)

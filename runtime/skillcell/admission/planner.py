@@ -1,0 +1,159 @@
+"""From a request to a plan: every check that can refuse a call without a trace.
+
+Nothing here touches a sandbox or the ledger, so a refusal is a status and never a record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Protocol
+
+from skillcell.admission.policy import Policy, grant
+from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, precondition
+from skillcell.core.paths import path_problem
+from skillcell.core.plan import Plan
+from skillcell.core.skills import Entrypoint, SkillVersion, VersionState
+from skillcell.core.types import ExecutionRequest, InputFile, Isolation, Principal
+
+_STRENGTH = (Isolation.STANDARD, Isolation.GVISOR, Isolation.VM)
+_RESERVED_ENV = "SKILLCELL_"
+
+
+class Catalog(Protocol):
+    """Where Skills are found."""
+
+    async def resolve(self, principal: Principal, reference: str) -> SkillVersion:
+        """The version that a reference names, if the caller may see it; else Fault NOT_FOUND."""
+        ...
+
+
+class InputRules(Protocol):
+    """What an entrypoint says of its input."""
+
+    def entrypoint(self, version: SkillVersion, name: str) -> Entrypoint:
+        """By full or short name, the default for an empty one; Fault NOT_FOUND or INVALID_ARGUMENT else."""
+        ...
+
+    def check_input(self, entrypoint: Entrypoint, input_json: bytes | None) -> Collection[FieldViolation]:
+        """What of the declared schema the input breaks."""
+        ...
+
+    def bind(self, entrypoint: Entrypoint, input_json: bytes | None) -> tuple[tuple[str, ...], bytes | None]:
+        """argv and stdin made of the input; stdin None where the entrypoint takes the caller's."""
+        ...
+
+
+class Planner:
+    """Checks requests against catalogue, schemas and policy."""
+
+    def __init__(
+        self, catalog: Catalog, rules: InputRules, policy: Policy, classes: Collection[Isolation], default: Isolation
+    ) -> None:
+        self._catalog = catalog
+        self._rules = rules
+        self._policy = policy
+        self._classes = classes
+        self._default = default
+
+    async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
+        """Raises Fault: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION; the message names field, value and limit."""
+        _check_files(request.files)
+        _check_env(request)
+        _check_json(request.input_json)
+        version = await self._catalog.resolve(principal, request.skill)
+        _check_state(version)
+        entrypoint = self._rules.entrypoint(version, request.entrypoint)
+        _check_needs(version, request)
+        violations = tuple(self._rules.check_input(entrypoint, request.input_json))
+        if violations:
+            text = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
+            raise Fault(
+                FaultKind.INVALID_ARGUMENT,
+                "INPUT_SCHEMA",
+                f"input breaks the schema of entrypoint {entrypoint.name!r}: {text}",
+                violations=violations,
+            )
+        arguments, stdin = self._rules.bind(entrypoint, request.input_json)
+        granted = grant(self._policy, version.spec.limits, request.limits)
+        return Plan(
+            principal=principal,
+            request=request,
+            version=version,
+            entrypoint=entrypoint,
+            isolation=self._isolation(request.isolation),
+            limits=granted.limits,
+            lowered=granted.lowered,
+            working_dir=request.working_dir or entrypoint.working_dir,
+            arguments=(*arguments, *request.args),
+            stdin=request.stdin if stdin is None else stdin,
+        )
+
+    def _isolation(self, asked: Isolation | None) -> Isolation:
+        floor = self._policy.isolation_floor
+        wanted = asked or max(self._default, floor, key=_STRENGTH.index)
+        if _STRENGTH.index(wanted) < _STRENGTH.index(floor):
+            raise invalid("isolation", f"{wanted.value} is weaker than the policy's floor, {floor.value}")
+        if wanted not in self._classes:
+            have = ", ".join(c.value for c in _STRENGTH if c in self._classes) or "none"
+            raise precondition(
+                "ISOLATION_UNAVAILABLE",
+                f"isolation class {wanted.value} is not available here; available: {have}",
+                requested=wanted.value,
+                available=have,
+            )
+        return wanted
+
+
+def _check_state(version: SkillVersion) -> None:
+    if version.state is VersionState.PUBLISHED:
+        return
+    why = f": {version.state_reason}" if version.state_reason else ""
+    raise precondition(f"VERSION_{version.state.value}", f"{version.reference} is {version.state.value.lower()}{why}")
+
+
+def _check_needs(version: SkillVersion, request: ExecutionRequest) -> None:
+    """What this gateway can't give is refused by name, rather than run without."""
+    if version.spec.network.allowed_domains:
+        hosts = ", ".join(version.spec.network.allowed_domains[:5])
+        raise precondition("EGRESS_UNAVAILABLE", f"{version.reference} needs egress to {hosts}; this gateway has none")
+    names = [secret.name for secret in version.spec.secrets] + list(request.secrets)
+    if names:
+        raise precondition("SECRETS_UNAVAILABLE", f"secrets are asked for ({', '.join(names[:5])}); there is no store")
+
+
+def _check_json(input_json: bytes | None) -> None:
+    if input_json is None:
+        return
+    try:
+        json.loads(input_json)
+    except (ValueError, RecursionError) as error:
+        where = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise invalid("input_json", f"is not JSON: {what}{where}", reason="INPUT_NOT_JSON") from error
+
+
+def _check_files(files: Collection[InputFile]) -> None:
+    seen: set[str] = set()
+    for index, file in enumerate(files):
+        problem = path_problem(file.name)
+        if problem:
+            raise invalid(f"files[{index}].name", f"{file.name[:200]!r} {problem}")
+        if file.name in seen:
+            raise invalid(f"files[{index}].name", f"{file.name!r} is given twice")
+        seen.add(file.name)
+    for name in sorted(seen):
+        parts = name.split("/")
+        for depth in range(1, len(parts)):
+            if (parent := "/".join(parts[:depth])) in seen:
+                raise invalid("files", f"{parent!r} is both a file and the directory of {name!r}")
+
+
+def _check_env(request: ExecutionRequest) -> None:
+    for name, value in request.env.items():
+        if not name or "=" in name or "\0" in name or not name.isprintable():
+            raise invalid("env", f"{name[:100]!r} is no name of an environment variable")
+        if name.startswith(_RESERVED_ENV):
+            raise invalid(f"env[{name}]", f"names that start with {_RESERVED_ENV} are the runtime's own")
+        if "\0" in value:
+            raise invalid(f"env[{name}]", "has a NUL byte")

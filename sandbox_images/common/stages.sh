@@ -23,4 +23,21 @@ for image in "$@"; do
         mv "$root/build/out/$image" "$out/$image"
     fi
 done
-chroot "$root" dpkg-query -W -f '${Package}=${Version}\n' >"$out/packages"
+native=$(chroot "$root" dpkg --print-architecture)
+chroot "$root" dpkg-query -W -f '${Package}=${Version}\n' >"$out/packages.$native"
+
+if [ "$drift" = update ]; then
+    # The other architectures' versions of the same packages: looked up, not built here.
+    names=$(sed 's/=.*//' "$out/packages.$native")
+    for other in amd64 arm64; do
+        [ "$other" != "$native" ] || continue
+        mkdir -p "$root/tmp/lists/partial"
+        apt="-q -o APT::Architecture=$other -o APT::Architectures=$other -o Dir::State::lists=/tmp/lists -o Dir::State::status=/dev/null
+            -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o Acquire::Languages=none"
+        chroot "$root" apt-get $apt update
+        chroot "$root" apt-cache $apt policy $names |
+            awk '/^[^ ]/ { sub(/:$/, "", $1); name = $1 } $1 == "Candidate:" { print name "=" $2 }' >"$out/packages.$other"
+    done
+    # When the mirror was published: the lock's date.
+    sed -n 's/^Date: //p' "$root"/var/lib/apt/lists/*InRelease >"$out/dates"
+fi

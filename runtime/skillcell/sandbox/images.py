@@ -1,9 +1,10 @@
 """The image store: which file tree a sandbox's root is, found by alias or by OCI reference with digest.
 
-Layout of the store's directory: `<hex>/rootfs` (a read-only tree, made once, put in place by rename), `<hex>/image.json`, and
-`references/<name>`, links from an alias or reference to its tree. A reader could get two things wrong. For our own images the
-digest is the sha256 of the tree's canonical tar (`images_tree.pack`), for a foreign one it is the digest its registry knows it
-by. And a tree is never changed once it is in place: a new build is a new digest, and the link moves.
+Layout of the store's directory: `<hex>/rootfs` (a read-only tree, made once, put in place by rename),
+`<hex>/image.json`, and `references/<name>`, links from an alias or reference to its tree. A reader could get two
+things wrong. For our own images the digest is the sha256 of the tree's canonical tar (`images_tree.pack`), for a
+foreign one it is the digest its registry knows it by. And a tree is never changed once it is in place: a new build is
+a new digest, and the link moves.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ class ImageStore:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise Fault(FaultKind.DATA_LOSS, "IMAGE_BROKEN", f"the record of image {reference!r} can't be read") from error
+            raise Fault(
+                FaultKind.DATA_LOSS, "IMAGE_BROKEN", f"the record of image {reference!r} can't be read"
+            ) from error
         return Image(
             reference=reference,
             digest=record["digest"],

@@ -1,7 +1,7 @@
-"""Recipes of our own images, as `sandbox_images/` holds them: which image stands on which, its configuration, its locks.
+"""Recipes of our own images, as `sandbox_images/` holds them: what stands on what, configuration, locks.
 
-The Dockerfile's last stage is the one place that says an image's environment and user; it is read here, not repeated. A
-reader could forget that a recipe's fingerprint covers every file that shapes the tree: change one, and the image is rebuilt.
+The Dockerfile's last stage is the one place that says an image's environment and user; it is read here, not repeated.
+A reader could forget that a fingerprint covers every file that shapes the tree: change one, and the image is rebuilt.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def recipes_directory() -> Path:
         if (place / "npm.lock").is_file():
             return place
     raise precondition(
-        "IMAGE_RECIPES_MISSING", "sandbox_images/ is neither in the installed package nor beside runtime/ in the checkout"
+        "IMAGE_RECIPES_MISSING",
+        "sandbox_images/ is neither in the installed package nor beside runtime/ in the checkout",
     )
 
 
@@ -110,7 +111,7 @@ def _configuration(dockerfile: str) -> tuple[dict[str, str], str, str]:
     for line in last_stage.splitlines():
         instruction, _, rest = line.partition(" ")
         if instruction == "ENV":
-            env.update(pair.split("=", 1) for pair in shlex.split(rest))
+            env.update((name, value) for name, _, value in (pair.partition("=") for pair in shlex.split(rest)))
         elif instruction in values:
             values[instruction] = rest.strip()
     return env, values["USER"], values["WORKDIR"]

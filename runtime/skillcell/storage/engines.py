@@ -1,0 +1,117 @@
+"""Makes the two engines of a store, one for the single writer and one for readers, with the promises each keeps.
+
+Writes are one at a time on every database: SQLite by its lock, PostgreSQL by an advisory lock that lasts as long as the
+transaction. A chain of hashes is serial anyway, several gateways can't deadlock, and what holds on one store holds on both.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from skillcell.core.errors import invalid
+from skillcell.storage.columns import ExactSum
+from skillcell.storage.failures import ledger_unavailable
+
+_BUSY_SECONDS = 5
+_WRITER_LOCK = 0x534B494C4C
+"""PostgreSQL advisory lock of whoever writes; any constant will do, as long as it never changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """`writer` has one connection, and its transactions exclude all other writers; `reader` can't write."""
+
+    writer: Engine
+    reader: Engine
+
+    def dispose(self) -> None:
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+def make_engines(url: str, readers: int) -> Engines:
+    """Of `sqlite:///PATH` or `postgresql://…`; anything else is INVALID_ARGUMENT. Makes a missing SQLite file, mode 0600."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise invalid("database.url", "is not a URL such as sqlite:///PATH or postgresql://HOST/NAME") from error
+    backend = parsed.get_backend_name()
+    if backend == "sqlite":
+        return _sqlite(parsed, readers)
+    if backend == "postgresql":
+        return _postgresql(parsed.set(drivername="postgresql+psycopg"), readers)
+    raise invalid("database.url", f"names {backend!r}; sqlite and postgresql are supported")
+
+
+def _sqlite(url: URL, readers: int) -> Engines:
+    if not url.database or url.database == ":memory:":
+        raise invalid("database.url", "needs a file: a ledger in memory would not survive its process")
+    _create_private(Path(url.database))
+    arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
+    writer = create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
+    reader = create_engine(url, connect_args=arguments, pool_size=readers, max_overflow=0)
+
+    @event.listens_for(writer, "connect")
+    def _writer_connects(connection: Any, _record: object) -> None:
+        _pragmas(connection, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+
+    @event.listens_for(reader, "connect")
+    def _reader_connects(connection: Any, _record: object) -> None:
+        _pragmas(connection, "query_only=ON")
+        connection.create_aggregate("exact_sum", 1, ExactSum)
+
+    # sqlite3 would begin transactions by its own, older rules; these are ours.
+    @event.listens_for(writer, "begin")
+    def _writer_begins(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @event.listens_for(reader, "begin")
+    def _reader_begins(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return Engines(writer, reader)
+
+
+def _pragmas(connection: Any, *pragmas: str) -> None:
+    connection.isolation_level = None
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _create_private(path: Path) -> None:
+    """SQLite gives its -wal and -shm files the mode of the database, so this is the one place that decides it."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ledger_unavailable() from error
+
+
+def _postgresql(url: URL, readers: int) -> Engines:
+    session = "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
+    arguments = {"connect_timeout": _BUSY_SECONDS}
+    writer = create_engine(
+        url,
+        pool_size=1,
+        max_overflow=0,
+        connect_args=arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"},
+    )
+    reader = create_engine(
+        url,
+        pool_size=readers,
+        max_overflow=0,
+        isolation_level="REPEATABLE READ",
+        connect_args=arguments | {"options": f"{session} -c default_transaction_read_only=on"},
+    )
+
+    @event.listens_for(writer, "begin")
+    def _writer_begins(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+
+    return Engines(writer, reader)

@@ -1,0 +1,8 @@
+"""All tables of the store together: import this, not `metadata` alone, where the whole schema matters."""
+
+from __future__ import annotations
+
+from skillcell.storage import tables
+from skillcell.storage.metadata import metadata
+
+__all__ = ["metadata", "tables"]

@@ -85,6 +85,8 @@ class Stop:
     limit: str = ""
     observed: int = 0
     cancel: CancelReason | None = None
+    bound: int | None = None
+    """The value that was passed where it is not the limit's own: the room for events of a call that nobody reads."""
 
 
 @dataclass(slots=True)
@@ -118,8 +120,16 @@ class RunReport:
     """Bytes of /output/result.json; not yet known to be JSON."""
 
 
+class SinkFull(Exception):
+    """Nobody reads the events, and the room to keep them is used up; `bound` is that room in bytes."""
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(f"{bound} bytes of events are kept, and nobody reads them")
+        self.bound = bound
+
+
 class EventSink(Protocol):
-    """Takes events in order. Waiting in `emit` is how a slow reader holds back the sandbox."""
+    """Takes events in order. Waiting in `emit` is how a slow reader holds back the sandbox. Raises SinkFull."""
 
     async def emit(self, event: Event) -> None: ...
 

@@ -23,7 +23,7 @@ from skillcell.core.errors import Fault
 from skillcell.core.types import SECOND_NS, CancelReason, Counters
 from skillcell.sandbox.driver import DiskUsage, Sandbox
 from skillcell.sandbox.framing import FrameReader
-from skillcell.sandbox.job import ArtifactSink, ArtifactWriter, EventSink, Job, RunReport, Stop
+from skillcell.sandbox.job import ArtifactSink, ArtifactWriter, EventSink, Job, RunReport, SinkFull, Stop
 
 _DRAIN_SECONDS = 2.0
 """After a kill, how long the bytes already written are still taken (a reader slower than that loses them)."""
@@ -270,7 +270,10 @@ class Run:
 
     async def _emit(self, event: events.Event) -> None:
         began = self._clock.monotonic_ns()
-        await self._outlets.events.emit(event)
+        try:
+            await self._outlets.events.emit(event)
+        except SinkFull as full:
+            self._stop(Stop("output_bytes", self._report.output_bytes, bound=full.bound))
         if not self._exited.is_set():
             self._report.stalled_ns += self._clock.monotonic_ns() - began
 
@@ -345,7 +348,7 @@ class Run:
         if self._report.exited:
             self._report.collect_ns = max(0, self._clock.monotonic_ns() - exited_ns)
         if self._report.cut_short:
-            await self._outlets.events.emit(events.ArtifactRefused("", self._report.cut_short))
+            await self._emit(events.ArtifactRefused("", self._report.cut_short))
 
 
 def cpu_since(before: Counters, after: Counters) -> int:

@@ -72,7 +72,7 @@ def _stopped(report: RunReport, stop: Stop, rules: Rules) -> Verdict:
         retryable = fault is FaultParty.PLATFORM
         return Verdict(Outcome.CANCELED, fault, f"canceled: {stop.cancel.value.lower()}", retryable=retryable)
     outcome, unit, source = _LIMIT_OUTCOMES[stop.limit]
-    limit = int(getattr(rules.limits, stop.limit))
+    limit = stop.bound if stop.bound is not None else int(getattr(rules.limits, stop.limit))
     evidence = Evidence(stop.limit, limit, stop.observed, unit, source)
     message = f"{stop.limit} reached {stop.observed} {unit}, the limit is {limit} {unit}"
     return Verdict(outcome, _limit_fault(stop.limit, rules), message, evidence)

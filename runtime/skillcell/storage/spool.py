@@ -21,6 +21,7 @@ from pathlib import Path
 _HEADER = struct.Struct(">QI")
 """Sequence and length before each record."""
 _BATCH_BYTES = 256 * 1024
+_INDEX_BYTES = 64 * 1024
 
 
 class SpoolFull(Exception):
@@ -43,7 +44,7 @@ class _Segment:
     size: int = 0
     last: int = 0
     index: list[tuple[int, int]] = field(default_factory=list)
-    """(sequence, offset) about every 64 KiB, so that a reader finds its place without reading all."""
+    """(sequence, offset) about every _INDEX_BYTES, so that a reader finds its place without reading all."""
 
 
 class Spool:
@@ -78,6 +79,15 @@ class Spool:
         """How many readers are reading now."""
         return len(self._readers)
 
+    @classmethod
+    def reopen(cls, directory: Path, *, limit_bytes: int, closed: bool) -> Spool:
+        """What an earlier process wrote, up to the last whole record. `closed`: it was ended, nothing will follow."""
+        spool = cls(directory, limit_bytes=limit_bytes)
+        for path in sorted(directory.glob("*.events")):
+            spool._load(path)
+        spool._closed = closed
+        return spool
+
     async def append(self, record: bytes, *, final: bool = False) -> int:
         """Writes one record and returns its sequence. A final one always finds room, and nothing may follow it."""
         size = _HEADER.size + len(record)
@@ -90,7 +100,7 @@ class Spool:
                 await self._changed.wait()
             self._last += 1
             segment = self._segment_for(size)
-            if not segment.index or segment.size - segment.index[-1][1] > 64 * 1024:
+            if not segment.index or segment.size - segment.index[-1][1] > _INDEX_BYTES:
                 segment.index.append((self._last, segment.size))
             _write_all(segment.fd, _HEADER.pack(self._last, len(record)) + record)
             segment.size += size
@@ -156,10 +166,31 @@ class Spool:
     def _segment_for(self, size: int) -> _Segment:
         if self._segments and self._segments[-1].size + size <= self._segment_bytes:
             return self._segments[-1]
-        path = self._directory / f"{self._last:020d}.events"
+        path = self._directory / f"{self._last:020d}.events"  # named by its first sequence
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._segments.append(_Segment(path, fd, self._last))
         return self._segments[-1]
+
+    def _load(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        segment = _Segment(path, fd, int(path.stem))
+        total = os.fstat(fd).st_size
+        while segment.size + _HEADER.size <= total:
+            sequence, length = _HEADER.unpack(os.pread(fd, _HEADER.size, segment.size))
+            end = segment.size + _HEADER.size + length
+            if end > total:
+                break
+            if not segment.index or segment.size - segment.index[-1][1] > _INDEX_BYTES:
+                segment.index.append((sequence, segment.size))
+            segment.size, segment.last = end, sequence
+        os.ftruncate(fd, segment.size)
+        if not segment.last:
+            os.close(fd)
+            path.unlink()
+            return
+        self._segments.append(segment)
+        self._bytes += segment.size
+        self._last = segment.last
 
     def _let_go(self) -> bool:
         """Drops the oldest segment if someone reads and all who do have passed it."""

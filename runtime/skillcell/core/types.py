@@ -271,6 +271,8 @@ class UsageRecord:
     cpu_total_ns: int = 0
     memory_limit_bytes: int = 0
     memory_peak_bytes: int = 0
+    memory_baseline_bytes: int = 0
+    """The peak that the kernel already showed at the lease, where it can't be reset: below it the peak proves nothing."""
     memory_limit_byte_ns: int = 0
     """`memory_limit_bytes` × `run_ns`."""
     pids_peak: int = 0

@@ -1,7 +1,8 @@
 """Column types that mean the same on every database.
 
 Times are integers because an index over integers sorts and compares alike everywhere, and text times do not. Totals are
-decimal digits because a byte-nanosecond leaves 64 bits after 17 seconds of one GiB, and SQLite would then silently add in floats.
+decimal digits because byte-nanoseconds leave 64 bits after 17 seconds of one GiB, and SQLite would then silently add in
+floats.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Exact(TypeDecorator[int]):
         return None if value is None else int(value)
 
 
-class exact_sum(GenericFunction[int]):  # noqa: N801 - SQLAlchemy names SQL functions by their class
+class exact_sum(GenericFunction[int]):
     """`sum` that never rounds and never overflows; each engine in `engines.py` brings the function."""
 
     type = Exact()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, insert, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from skillcell.core.errors import Fault
 from skillcell.storage import tables
 from skillcell.storage.engines import Engines, make_engines
 from skillcell.storage.failures import is_storage_failure, ledger_unavailable
@@ -33,9 +34,13 @@ class DatabaseSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    readers: int = Field(4, ge=1, le=64, description="Reads that may run at once, each a thread and a connection.")
-    max_waiting: int = Field(4096, ge=1, description="Writes that may wait; further callers wait before they queue.")
-    max_batch: int = Field(256, ge=1, le=4096, description="Writes in one transaction at the most.")
+    readers: int = Field(
+        default=4, ge=1, le=64, description="Reads that may run at once, each a thread and a connection."
+    )
+    max_waiting: int = Field(
+        default=4096, ge=1, description="Writes that may wait; further callers wait before they queue."
+    )
+    max_batch: int = Field(default=256, ge=1, le=4096, description="Writes in one transaction at the most.")
 
 
 class Database:
@@ -112,8 +117,7 @@ class Database:
 
         try:
             await self.write(touch)
-        except Exception as error:
-            _log.warning("the store takes no writes: %s", error)
+        except Fault:
             return False
         return True
 

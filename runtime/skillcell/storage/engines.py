@@ -1,7 +1,7 @@
 """Makes the two engines of a store, one for the single writer and one for readers, with the promises each keeps.
 
 Writes are one at a time on every database: SQLite by its lock, PostgreSQL by an advisory lock that lasts as long as the
-transaction. A chain of hashes is serial anyway, several gateways can't deadlock, and what holds on one store holds on both.
+transaction. A chain of hashes is serial anyway, several gateways can't deadlock, and what holds on one holds on both.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Engines:
 
 
 def make_engines(url: str, readers: int) -> Engines:
-    """Of `sqlite:///PATH` or `postgresql://…`; anything else is INVALID_ARGUMENT. Makes a missing SQLite file, mode 0600."""
+    """Of `sqlite:///PATH` or `postgresql://…`; else INVALID_ARGUMENT. Makes a missing SQLite file, mode 0600."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -54,8 +54,8 @@ def _sqlite(url: URL, readers: int) -> Engines:
         raise invalid("database.url", "needs a file: a ledger in memory would not survive its process")
     _create_private(Path(url.database))
     arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
-    writer = create_engine(url, connect_args=arguments, pool_size=1, max_overflow=0)
-    reader = create_engine(url, connect_args=arguments, pool_size=readers, max_overflow=0)
+    writer = _engine(url, 1, arguments)
+    reader = _engine(url, readers, arguments)
 
     @event.listens_for(writer, "connect")
     def _writer_connects(connection: Any, _record: object) -> None:
@@ -78,6 +78,13 @@ def _sqlite(url: URL, readers: int) -> Engines:
     return Engines(writer, reader)
 
 
+def _engine(url: URL, connections: int, arguments: dict[str, Any]) -> Engine:
+    """Errors are logged without the values of their statement: those belong to callers."""
+    return create_engine(
+        url, pool_size=connections, max_overflow=0, pool_timeout=30, connect_args=arguments, hide_parameters=True
+    )
+
+
 def _pragmas(connection: Any, *pragmas: str) -> None:
     connection.isolation_level = None
     for pragma in pragmas:
@@ -96,19 +103,10 @@ def _create_private(path: Path) -> None:
 def _postgresql(url: URL, readers: int) -> Engines:
     session = "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
     arguments = {"connect_timeout": _BUSY_SECONDS}
-    writer = create_engine(
-        url,
-        pool_size=1,
-        max_overflow=0,
-        connect_args=arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"},
-    )
-    reader = create_engine(
-        url,
-        pool_size=readers,
-        max_overflow=0,
-        isolation_level="REPEATABLE READ",
-        connect_args=arguments | {"options": f"{session} -c default_transaction_read_only=on"},
-    )
+    durable = arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"}
+    writer = _engine(url, 1, durable)
+    snapshot = arguments | {"options": f"{session} -c default_transaction_read_only=on"}
+    reader = _engine(url, readers, snapshot).execution_options(isolation_level="REPEATABLE READ")
 
     @event.listens_for(writer, "begin")
     def _writer_begins(connection: Connection) -> None:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from skillcell.storage.failures import is_storage_failure, ledger_unavailable
 
@@ -115,11 +114,8 @@ class GroupCommit:
         try:
             with self._engine.connect() as connection, connection.begin():
                 results = [_within_savepoint(connection, work) for work in batch]
-        except Exception as error:  # the thread must outlive any failure of the store
-            if isinstance(error, SQLAlchemyError) and is_storage_failure(error):
-                _log.warning("the store failed: %s", error)
-            else:
-                _log.exception("the writer failed")
+        except Exception:  # the thread must outlive any failure of the store
+            _log.exception("the store failed")
             self.healthy = False
             # A connection that saw a disk fail may hold half a state; the next transaction opens a new one.
             self._engine.dispose()
@@ -133,7 +129,7 @@ def _within_savepoint(connection: Connection, work: Work) -> _Result:
     connection.exec_driver_sql("SAVEPOINT work")
     try:
         value = work(connection)
-    except Exception as error:  # noqa: BLE001 - not swallowed: it goes to the caller whose work this is
+    except Exception as error:  # not swallowed: it goes to the caller whose work this is
         if is_storage_failure(error):
             raise
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT work")

@@ -36,7 +36,7 @@ def migrate(connection: Connection) -> None:
     if unknown:
         raise precondition(
             "STORE_NEWER",
-            f"the store is at schema {unknown[0]}, which this version does not know; run the version that wrote it, or newer",
+            f"the store is at schema {unknown[0]}, unknown to this version; run the one that wrote it",
             revision=unknown[0],
         )
     if set(current) != set(scripts.get_heads()):

@@ -16,7 +16,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,6 +93,22 @@ def parse_foreign(reference: str) -> tuple[str, str]:
     return match["name"], match["digest"]
 
 
+def require_python(reference: str, found: tuple[str, tuple[int, int]] | None) -> str:
+    """The path of (path, version) found in an image. FAILED_PRECONDITION unless it is new enough for the agent."""
+    if found is not None and found[1] >= MINIMUM_PYTHON:
+        return found[0]
+    wanted = ".".join(map(str, MINIMUM_PYTHON))
+    seen = "none" if found is None else ".".join(map(str, found[1]))
+    raise precondition(
+        "IMAGE_WITHOUT_PYTHON",
+        f"image {reference!r} needs a Python {wanted} or newer on its PATH, since the sandbox's agent is Python; "
+        f"it has {seen}",
+        image=reference,
+        value=seen,
+        limit=wanted,
+    )
+
+
 class ImageStore:
     """Trees on this machine. Several processes may use one directory at once."""
 
@@ -127,20 +143,26 @@ class ImageStore:
         )
 
     def find(self, reference: str) -> Image | None:
-        """The image whose tree is here, or None. A stale alias (its recipe has changed since) still resolves."""
-        link = self.directory / "references" / quote(reference, safe="")
+        """The image whose tree is here, by alias, reference or `sha256:…`; or None.
+
+        An alias whose recipe has changed since it was built still resolves.
+        """
+        if _DIGEST.fullmatch(reference):
+            place = self.directory / reference.removeprefix("sha256:")
+        else:
+            # Resolved once: the link may move to a newer tree at any time.
+            place = (self.directory / "references" / quote(reference, safe="")).resolve()
         try:
-            record = json.loads((link / "image.json").read_text())
+            record = json.loads((place / "image.json").read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise Fault(
-                FaultKind.DATA_LOSS, "IMAGE_BROKEN", f"the record of image {reference!r} can't be read"
-            ) from error
+            message = f"the record of image {reference!r} can't be read"
+            raise Fault(FaultKind.DATA_LOSS, "IMAGE_BROKEN", message) from error
         return Image(
             reference=reference,
             digest=record["digest"],
-            rootfs=link.resolve() / "rootfs",
+            rootfs=place / "rootfs",
             architecture=record["architecture"],
             env=record["env"],
             python=record["python"],
@@ -167,6 +189,18 @@ class ImageStore:
                 yield scratch
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+    def prune(self, in_use: Collection[str] = ()) -> tuple[str, ...]:
+        """Remove trees that no reference leads to and whose digest is not in use; return their digests."""
+        removed = []
+        with self.building():
+            kept = {(self.directory / "references" / quote(name, safe="")).resolve().name for name in self.references()}
+            kept |= {digest.removeprefix("sha256:") for digest in in_use}
+            for place in sorted(self.directory.iterdir()):
+                if re.fullmatch(r"[0-9a-f]{64}", place.name) and place.name not in kept:
+                    shutil.rmtree(place)
+                    removed.append(f"sha256:{place.name}")
+        return tuple(removed)
 
     def adopt(self, tree: Path, image: Image) -> Image:
         """Take over a finished tree (from `building`'s scratch) and point the image's reference at it."""

@@ -112,8 +112,8 @@ def resolve_inside(tree: Path, path: str) -> Path:
 def find_python(tree: Path, search_path: str) -> tuple[str, tuple[int, int]] | None:
     """(absolute path inside, version) of the first Python on a PATH, told by names alone; None when there is none.
 
-    Nothing of a foreign image is run on the host to ask. The name behind the links says it (`python3.12`); where it doesn't, the
-    standard library's directory beside it does.
+    Nothing of a foreign image is run on the host to ask. The name behind the links says it (`python3.12`); where it
+    doesn't, the standard library's directory beside it does.
     """
     for name in ("python3", "python"):
         for directory in search_path.split(":"):

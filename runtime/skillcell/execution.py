@@ -53,7 +53,7 @@ class Planner(Protocol):
 class LeaseSource(Protocol):
     """Sandboxes. `check` refuses what can't be had at all; `lease` waits its turn, and destroys on every way out."""
 
-    def check(self, plan: Plan) -> None: ...
+    async def check(self, plan: Plan) -> None: ...
 
     def lease(self, plan: Plan, on_queued: OnQueued) -> AbstractAsyncContextManager[Lease]: ...
 
@@ -199,7 +199,7 @@ class Executor:
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
         plan = await self._stages.planner.plan(principal, request)
-        self._stages.leases.check(plan)
+        await self._stages.leases.check(plan)
         admission = self._admission(plan)
         admitted = await self._stages.ledger.admit(admission)
         if not admitted.existed:
@@ -225,7 +225,7 @@ class Executor:
         except Expired as expired:
             raise Fault(
                 FaultKind.OUT_OF_RANGE,
-                "EVENTS_EXPIRED",
+                "POSITION_OUT_OF_RANGE",
                 f"events up to {expired.first - 1} are no longer kept; read from after_sequence {expired.first - 1}",
                 metadata={"first_sequence": str(expired.first)},
             ) from expired
@@ -426,7 +426,7 @@ class Executor:
             spool.delete()
             raise Fault(
                 FaultKind.OUT_OF_RANGE,
-                "EVENTS_EXPIRED",
+                "POSITION_OUT_OF_RANGE",
                 f"the events of {execution_id} are no longer kept; GetExecution has its outcome",
                 metadata={"first_sequence": str(stored.last_sequence)},
             )

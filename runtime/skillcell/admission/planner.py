@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from skillcell.admission.policy import Policy, grant
-from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, precondition
+from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, not_found, precondition
 from skillcell.core.paths import path_problem
 from skillcell.core.plan import Plan
 from skillcell.core.skills import Entrypoint, SkillVersion, VersionState
@@ -70,7 +70,7 @@ class Planner:
             text = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
             raise Fault(
                 FaultKind.INVALID_ARGUMENT,
-                "INPUT_SCHEMA",
+                "INPUT_INVALID",
                 f"input breaks the schema of entrypoint {entrypoint.name!r}: {text}",
                 violations=violations,
             )
@@ -93,11 +93,13 @@ class Planner:
         floor = self._policy.isolation_floor
         wanted = asked or max(self._default, floor, key=_STRENGTH.index)
         if _STRENGTH.index(wanted) < _STRENGTH.index(floor):
-            raise invalid("isolation", f"{wanted.value} is weaker than the policy's floor, {floor.value}")
+            raise precondition(
+                "ISOLATION_NOT_PERMITTED", f"isolation: {wanted.value} is weaker than the policy's floor, {floor.value}"
+            )
         if wanted not in self._classes:
             have = ", ".join(c.value for c in _STRENGTH if c in self._classes) or "none"
             raise precondition(
-                "ISOLATION_UNAVAILABLE",
+                "GUARANTEE_UNAVAILABLE",
                 f"isolation class {wanted.value} is not available here; available: {have}",
                 requested=wanted.value,
                 available=have,
@@ -116,10 +118,11 @@ def _check_needs(version: SkillVersion, request: ExecutionRequest) -> None:
     """What this gateway can't give is refused by name, rather than run without."""
     if version.spec.network.allowed_domains:
         hosts = ", ".join(version.spec.network.allowed_domains[:5])
-        raise precondition("EGRESS_UNAVAILABLE", f"{version.reference} needs egress to {hosts}; this gateway has none")
-    names = [secret.name for secret in version.spec.secrets] + list(request.secrets)
-    if names:
-        raise precondition("SECRETS_UNAVAILABLE", f"secrets are asked for ({', '.join(names[:5])}); there is no store")
+        raise precondition(
+            "NOT_PERMITTED_BY_POLICY", f"{version.reference} needs egress to {hosts}; this gateway permits none"
+        )
+    for name in (*(secret.name for secret in version.spec.secrets), *request.secrets):
+        raise not_found("secret", name, "this gateway holds no secrets")
 
 
 def _check_json(input_json: bytes | None) -> None:
@@ -130,7 +133,7 @@ def _check_json(input_json: bytes | None) -> None:
     except (ValueError, RecursionError) as error:
         where = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise invalid("input_json", f"is not JSON: {what}{where}", reason="INPUT_NOT_JSON") from error
+        raise invalid("input_json", f"is not JSON: {what}{where}", reason="INPUT_INVALID") from error
 
 
 def _check_files(files: Collection[InputFile]) -> None:

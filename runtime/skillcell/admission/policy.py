@@ -79,7 +79,7 @@ def grant(policy: Policy, manifest: LimitRequest, caller: LimitRequest) -> Grant
     violations = tuple(_violations(policy, caller))
     if violations:
         text = "; ".join(f"{v.field} {v.description}" for v in violations)
-        raise Fault(FaultKind.INVALID_ARGUMENT, "LIMIT_OUT_OF_BOUNDS", text, violations=violations)
+        raise Fault(FaultKind.INVALID_ARGUMENT, "LIMIT_ABOVE_POLICY", text, violations=violations)
     wishes = _with_room_for_disk(policy, caller, {name: _wish(policy, manifest, name) for name in Limits.names()})
     granted = dict(wishes)
     for name in Limits.names():
@@ -92,7 +92,7 @@ def grant(policy: Policy, manifest: LimitRequest, caller: LimitRequest) -> Grant
         half = granted["memory_bytes"] // 2
         raise Fault(
             FaultKind.INVALID_ARGUMENT,
-            "LIMIT_OUT_OF_BOUNDS",
+            "LIMIT_ABOVE_POLICY",
             f"limits.disk_bytes: {caller.disk_bytes} is over {half}, half of the memory limit that it lives in",
             violations=(FieldViolation("limits.disk_bytes", f"must be at most half of the memory limit, {half}"),),
         )

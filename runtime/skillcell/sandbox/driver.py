@@ -148,6 +148,12 @@ class Driver(Protocol):
         """What this engine gives for a class; empty when it can't run that class at all."""
         ...
 
+    async def ready(self) -> None:
+        """Returns when a create can be expected to work now, cheaply (milliseconds); raises Fault UNAVAILABLE
+        when not.
+        """
+        ...
+
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Make and start it; returns once the agent's process was started. On any error nothing is left."""
         ...
@@ -160,6 +166,10 @@ class Driver(Protocol):
         """All that exists of this driver's sandboxes, live or half-made, also those of an earlier process."""
         ...
 
+
+class Diagnosed(Protocol):
+    """What a driver offers besides, for people."""
+
     async def check(self) -> Sequence[Check]:
-        """What `doctor` and readiness show; never raises."""
+        """What `doctor` shows, with the exact fix for each thing that is amiss; never raises."""
         ...

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from skillcell.core.errors import Fault, FaultKind, QuotaViolation
+from skillcell.core.errors import Fault, FaultKind, QuotaViolation, invalid
 from skillcell.core.types import Limits
 
 OnQueued = Callable[[int], Awaitable[None]]
@@ -66,11 +66,11 @@ class CapacityGate:
                 if limits.memory_bytes > self._capacity.memory_bytes
                 else ("milli_cpus", limits.milli_cpus, self._capacity.milli_cpus)
             )
-            raise Fault(
-                FaultKind.FAILED_PRECONDITION,
-                "LARGER_THAN_MACHINE",
-                f"limits.{name}: {asked} was asked for; this machine grants at most {most}",
-                metadata={"field": f"limits.{name}", "limit": str(most)},
+            raise invalid(
+                f"limits.{name}",
+                f"is {asked}; this machine grants at most {most}",
+                reason="LIMIT_ABOVE_POLICY",
+                limit=str(most),
             )
         if len(self._waiting) >= self._capacity.queue_length:
             raise Fault(

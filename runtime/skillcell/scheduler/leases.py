@@ -74,6 +74,12 @@ class Leases:
         """Ids of sandboxes that a call owns now: what the reaper must leave alone."""
         return frozenset(self._live)
 
+    async def check(self, plan: Plan) -> None:
+        """Refuse before there is a record what can't be had now: no engine, no such image, no room. Raises Fault."""
+        self._gate.check(plan.limits)
+        self._images(plan.version.spec.image)
+        await self._driver.ready()
+
     @asynccontextmanager
     async def lease(self, plan: Plan, on_queued: OnQueued) -> AsyncIterator[Lease]:
         """A ready sandbox; destroyed on every way out. Raises Fault when none can be had."""
@@ -89,7 +95,7 @@ class Leases:
                 try:
                     await await_hello(reader, _HELLO_SECONDS)
                 except (FrameError, ConnectionError) as error:
-                    raise unavailable("SANDBOX_NOT_READY", f"the sandbox did not become ready: {error}") from error
+                    raise unavailable("DRIVER_UNAVAILABLE", f"the sandbox did not become ready: {error}") from error
                 ready = self._clock.monotonic_ns()
                 yield Lease(
                     sandbox=sandbox,

@@ -1,7 +1,7 @@
 """What the kernel's cgroup files say and want: pure functions over their text, for v1 and v2 alike.
 
-A reader could get units wrong: v1 counts CPU in nanoseconds and its user/system split in clock ticks, v2 counts all in
-microseconds. And `oom_kill` of v1 is not hierarchical, so it is summed over the tree, while v2's already is.
+A reader could get units wrong: v1 counts CPU in nanoseconds and its user/system split in clock ticks, v2 counts all
+in microseconds. And `oom_kill` of v1 is not hierarchical, so it is summed over the tree, while v2's already is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """One cgroup per sandbox: limits that are read back, counters that outlive the processes, an end that nothing escapes.
 
-Three layouts: v1, hybrid (v1 controllers beside a v2 tree without any; used as v1, and its `cgroup.kill` too), and v2.
-A reader could get two things wrong. Counters are hierarchical, so a container that an engine puts in a child cgroup
-counts; only v1's OOM kills are lost with the child's directory. And `remove` clears every mounted hierarchy, also those
-that only an engine made. Everything here takes a few system calls, except `kill` and `remove`, which wait (bounded).
+Three layouts: v1, hybrid (v1 controllers beside a v2 tree without any; used as v1, and its `cgroup.kill` too), and
+v2. A reader could get two things wrong. Counters are hierarchical, so a container that an engine puts in a child
+cgroup counts; only v1's OOM kills are lost with the child's directory. And `remove` clears every mounted hierarchy,
+also those that only an engine made. Everything here takes a few system calls, except `kill` and `remove`, which wait
+(bounded).
 """
 
 from __future__ import annotations
@@ -110,38 +111,36 @@ class Cgroup:
         return frozenset(found - {0})
 
     def kill(self) -> None:
-        """Return once no process is left. A fork storm is frozen or killed as one (cgroup.kill), so it can't outrun us."""
+        """Return once no process is left. A fork storm is frozen or killed as one: it can't outrun us."""
         deadline = time.monotonic() + _KILL_SECONDS
         pause = 0.0005
-        while pids := self.pids():
+        while not self.kill_round():
             if time.monotonic() > deadline:
-                raise Fault(
-                    FaultKind.INTERNAL,
-                    "SANDBOX_WILL_NOT_DIE",
-                    f"{len(pids)} processes of {self.sandbox_id} survived SIGKILL for {_KILL_SECONDS:.0f} s",
-                )
-            self._kill_once(pids)
+                message = f"processes of {self.sandbox_id} survived SIGKILL for {_KILL_SECONDS:.0f} s"
+                raise Fault(FaultKind.INTERNAL, "SANDBOX_WILL_NOT_DIE", message)
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
-    def _kill_once(self, pids: frozenset[int]) -> None:
-        killer = self._at.get("unified")
-        if killer is not None:
+    def kill_round(self) -> bool:
+        """Send SIGKILL to all that live now, without waiting; True when there was none."""
+        pids = self.pids()
+        if not pids:
+            return True
+        if "unified" in self._at:
             with suppress(OSError):  # Linux 5.14; on a hybrid host an engine may not have joined this tree
-                _write(killer / "cgroup.kill", "1")
-        if self._tree.version == 2:
-            for pid in pids:
-                _sigkill(pid)
-            return
+                _write(self._at["unified"] / "cgroup.kill", "1")
         freezer = self._at.get("freezer")
         if freezer is not None:
             with suppress(OSError):
                 _write(freezer / "freezer.state", "FROZEN")
-        for pid in pids | self.pids():
-            _sigkill(pid)
+            pids |= self.pids()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if freezer is not None:
             with suppress(OSError):
                 _write(freezer / "freezer.state", "THAWED")
+        return False
 
     def remove(self) -> None:
         """Remove its directories in every hierarchy. Idempotent; waits a little for processes that are still dying."""
@@ -421,11 +420,6 @@ def _walk(top: Path) -> Iterator[Path]:
             continue
         yield directory
         pending.extend(below)
-
-
-def _sigkill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _read(path: Path) -> str:

@@ -104,6 +104,11 @@ class Placement:
     """For runtimes that place the container themselves; empty where the process has joined its cgroup already."""
 
 
+def trees_directory(*, locked: bool) -> str:
+    """Name of the directory of read-only views. runsc can't take locked ones: it remounts with fewer flags."""
+    return "trees" if locked else "trees-plain"
+
+
 def rlimits(limits: Limits) -> tuple[tuple[str, int], ...]:
     """(RLIMIT_*, soft and hard). fsize keeps a sparse file within the disk limit; core dumps are off."""
     return (

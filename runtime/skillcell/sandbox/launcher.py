@@ -87,8 +87,6 @@ class Launcher:
     def __init__(self, gateway: socket.socket, directory: Path, tree: CgroupTree, ids: IdRange) -> None:
         self._gateway = gateway
         self._directory = directory
-        self._trees = directory / "trees"
-        self._trees.mkdir()
         self._overlays = directory / "overlays"
         self._overlays.mkdir(0o700)
         self._tree = tree
@@ -96,7 +94,7 @@ class Launcher:
         self._kept: dict[str, _Kept] = {}
         self._waiting: list[_Waiting] = []
         self._exits = _Exits()
-        self._bound: dict[str, None] = {}
+        self._shown: set[Path] = set()
 
     def run(self) -> None:
         """Serve until the gateway is gone, then end everything."""
@@ -156,11 +154,12 @@ class Launcher:
         sandbox_id: str = request["sandbox"]
         limits = Limits(**request["limits"])
         pair = IdPair(*request["ids"])
-        kept = _Kept(sandbox_id, self._directory / sandbox_id, self._tree.create(sandbox_id, limits), pair)
+        cgroup = self._tree.create(sandbox_id, limits, devices=request["join"])
+        kept = _Kept(sandbox_id, self._directory / sandbox_id, cgroup, pair)
         self._kept[sandbox_id] = kept
         try:
             self._lay_out(kept, limits, request["layers"], config)
-            self._bind_trees(request["trees"])
+            self._show_trees(request["trees"], locked=request["locked"])
             kept.runtime_pid = self._spawn(kept, request["argv"], descriptors, join=request["join"])
         except BaseException:
             self._remove(kept)
@@ -207,22 +206,20 @@ class Launcher:
             os.makedirs(kept.directory / "layers" / name, 0o755)
         (kept.directory / "config.json").write_bytes(config)
 
-    def _bind_trees(self, sources: list[str]) -> None:
-        """Read-only views of image and packages, bound once and used by every sandbox."""
+    def _show_trees(self, sources: list[str], *, locked: bool) -> None:
+        """Read-only views of image and packages, made once and used by every sandbox."""
+        parent = self._directory / hardening.trees_directory(locked=locked)
         for source in sources:
-            name = launcher_wire.tree_name(Path(source))
-            if name in self._bound:
+            target = parent / launcher_wire.tree_name(Path(source))
+            if target in self._shown:
                 continue
-            target = self._trees / name
-            with suppress(FileExistsError):
-                target.mkdir()
+            target.mkdir(parents=True, exist_ok=True)
             try:
-                launcher_host.show_read_only(Path(source), target, self._overlays)
+                launcher_host.show_read_only(Path(source), target, self._overlays, locked=locked)
             except FileNotFoundError as error:
-                raise Fault(
-                    FaultKind.DATA_LOSS, "TREE_MISSING", "a directory of the image or a package is gone"
-                ) from error
-            self._bound[name] = None
+                message = "a directory of the image or a package is gone"
+                raise Fault(FaultKind.DATA_LOSS, "TREE_MISSING", message) from error
+            self._shown.add(target)
 
     def _spawn(self, kept: _Kept, argv: list[str], descriptors: list[int], *, join: bool) -> int:
         channel, errors = descriptors

@@ -41,13 +41,13 @@ def mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> N
     _check(_libc.mount, source.encode(), os.fsencode(target), kind.encode(), flags, data.encode())
 
 
-def show_read_only(source: Path, target: Path, work: Path) -> None:
-    """`source` at `target`, read-only, without set-uid or devices: flags that a user namespace can't take off.
+def show_read_only(source: Path, target: Path, work: Path, *, locked: bool) -> None:
+    """`source` at `target`, read-only; `locked` adds nosuid and nodev, flags that a user namespace can't take off.
 
     An overlay of `source` and an empty directory, both named relative to `work`, rather than a bind, whose path on the
     host everyone inside sees in /proc/self/mountinfo. A bind after all where the kernel refuses the overlay.
     """
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    flags = MS_RDONLY | (MS_NOSUID | MS_NODEV if locked else 0)
     for name in ("tree", "none"):
         (work / name).mkdir(exist_ok=True)
     mount(str(source), work / "tree", "", MS_BIND)

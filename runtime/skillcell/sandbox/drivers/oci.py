@@ -142,7 +142,7 @@ class OciDriver:
         directory = self._settings.run_directory / "oci" / spec.sandbox_id
         place = hardening.Placement(
             directory=directory,
-            trees=directory.parent / "trees",
+            trees=directory.parent / hardening.trees_directory(locked=runtime.locked),
             host_root_id=pair.root,
             host_skill_id=pair.skill,
             cgroups_path="" if runtime.joins else f"{self._cgroups().engine_root}/{spec.sandbox_id}/container",
@@ -160,6 +160,7 @@ class OciDriver:
                 "ids": [pair.root, pair.skill],
                 "argv": runtime.argv(spec.sandbox_id, directory),
                 "join": runtime.joins,
+                "locked": runtime.locked,
                 "trees": trees,
                 "layers": hardening.layer_names(spec.mounts),
             }

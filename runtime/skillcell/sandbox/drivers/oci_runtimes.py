@@ -32,6 +32,8 @@ class Runtime:
     flags: tuple[str, ...]
     joins: bool
     """Whether the caller joins the sandbox's cgroup before it becomes the runtime."""
+    locked: bool
+    """Whether it can use mounts whose nosuid and nodev are locked."""
 
     def argv(self, sandbox_id: str, directory: Path) -> list[str]:
         """What starts the bundle in `directory` and returns once its process runs."""
@@ -40,9 +42,9 @@ class Runtime:
 
 
 _KNOWN = {
-    "crun": (("--cgroup-manager=disabled",), True),
-    "runc": ((), False),
-    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups"), True),
+    "crun": (("--cgroup-manager=disabled",), True, True),
+    "runc": ((), False, True),
+    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups"), True, False),
 }
 
 _PREFERRED = {Isolation.STANDARD: ("crun", "runc"), Isolation.GVISOR: ("runsc",)}
@@ -56,6 +58,5 @@ def find_runtime(isolation: Isolation, configured: Sequence[str]) -> Runtime | N
         found = shutil.which(path, path=_SEARCH)
         if found is not None:
             name = Path(path).name
-            flags, joins = _KNOWN[name]
-            return Runtime(name, found, flags, joins)
+            return Runtime(name, found, *_KNOWN[name])
     return None

@@ -221,8 +221,8 @@ class CgroupTree:
     def create(self, sandbox_id: str, limits: Limits, *, devices: bool = True) -> Cgroup:
         """Make it, every limit set and read back; on any error nothing is left. ALREADY_EXISTS for a known id.
 
-        `devices` sets v1's list of devices too: for processes that join, not for an engine, which writes lists of its own
-        into children and is refused what the parent lacks.
+        `devices` sets v1's list of devices too: for processes that join; not for an engine, which writes lists of its
+        own into children and is refused what the parent lacks.
         """
         _check_id(sandbox_id)
         settings = files.v1_settings(limits) if self.version == 1 else files.v2_settings(limits)
@@ -240,7 +240,7 @@ class CgroupTree:
                 raise Fault(FaultKind.ALREADY_EXISTS, "SANDBOX_EXISTS", message) from error
             raise unavailable("CGROUP_NOT_CREATED", f"a cgroup could not be made: {error.strerror}") from error
         try:
-            self._apply(sandbox_id, settings, devices=devices)
+            self._apply(sandbox_id, settings)
             if devices:
                 self._apply_devices(sandbox_id)
         except BaseException:
@@ -248,7 +248,7 @@ class CgroupTree:
             raise
         return cgroup
 
-    def _apply(self, sandbox_id: str, settings: tuple[files.Setting, ...], *, devices: bool) -> None:
+    def _apply(self, sandbox_id: str, settings: tuple[files.Setting, ...]) -> None:
         for setting in settings:
             if "swap" in setting.file.replace("memsw", "swap") and not self._swap_file:
                 continue  # detect made sure that the machine has no swap to use
@@ -266,7 +266,7 @@ class CgroupTree:
                 )
 
     def _apply_devices(self, sandbox_id: str) -> None:
-        if devices and "devices" in self.bases:
+        if "devices" in self.bases:
             directory = self.bases["devices"] / sandbox_id
             try:
                 _write(directory / "devices.deny", "a")

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -145,6 +146,10 @@ class Launcher:
             reply(_as_fault(fault))
         except OSError as error:
             reply(_as_fault(unavailable("LAUNCHER_IO", f"{request['op']} failed: {error.strerror}")))
+        except Exception:  # noqa: BLE001 - one request that we can't serve must not end every other call's sandbox
+            traceback.print_exc()
+            message = f"the launcher could not serve {request['op']}"
+            reply(_as_fault(Fault(FaultKind.INTERNAL, "LAUNCHER_FAILED", message)))
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

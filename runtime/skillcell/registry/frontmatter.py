@@ -249,12 +249,13 @@ def _metadata(value: object, report: Report, path: str, at: tuple[int, int]) -> 
     if value is None or value == "":
         return {}
     if not isinstance(value, dict):
-        report.deviation("frontmatter-metadata-type", "field `metadata` must map texts to texts", path, *at)
+        report.warning("frontmatter-metadata-type", "field `metadata` should map texts to texts", path, *at)
         return {"metadata": _flat(value)[:_KEPT_VALUE]}
     nested = [key for key, item in value.items() if not isinstance(item, str)]
     if nested:
-        message = f"metadata values must be texts; these are not: {', '.join(shown(key, 60) for key in nested)}"
-        report.deviation("frontmatter-metadata-nested", message, path, *at)
+        # The specification says texts only, but the reference validator takes these, so they can't be refused.
+        message = f"metadata values should be texts; these are not: {', '.join(shown(key, 60) for key in nested)}"
+        report.warning("frontmatter-metadata-nested", message, path, *at)
     if len(value) > _KEPT_METADATA:
         report.warning("frontmatter-metadata-many", f"only the first {_KEPT_METADATA} entries are kept", path, *at)
     return {key[:200]: _flat(item)[:_KEPT_VALUE] for key, item in list(value.items())[:_KEPT_METADATA]}

@@ -7,7 +7,7 @@ pool, so that the spine does not know the difference.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from skillcell.scheduler.capacity import CapacityGate, OnQueued
 _HELLO_SECONDS = 30.0
 _DESTROY_TRIES = 5
 
-Images = Callable[[str], Image]
+Images = Callable[[str], Awaitable[Image]]
 """Reference to image; raises Fault when it is not there."""
 Mounts = Callable[[Plan], tuple[PackageMount, ...]]
 AgentCommand = Callable[[Image], tuple[str, ...]]
@@ -77,7 +77,7 @@ class Leases:
     async def check(self, plan: Plan) -> None:
         """Refuse before there is a record what can't be had now: no engine, no such image, no room. Raises Fault."""
         self._gate.check(plan.limits)
-        self._images(plan.version.spec.image)
+        await self._images(plan.version.spec.image)
         await self._driver.ready()
 
     @asynccontextmanager
@@ -89,7 +89,7 @@ class Leases:
             name = sandbox_id()
             self._live.add(name)
             try:
-                image = self._images(plan.version.spec.image)
+                image = await self._images(plan.version.spec.image)
                 sandbox = await self._driver.create(self._spec(name, plan, image))
                 reader = FrameReader(sandbox.channel)
                 try:

@@ -1,0 +1,31 @@
+# The two commands of the README, and the ones that developers use. Everything lands in .venv and in the data directory.
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test setup setup-test check lint protos bench
+
+demo: setup ## Publish a sample Skill, call it, see live output, result, artifacts and usage
+	deploy/one-machine/demo.sh
+
+test: setup-test ## Everything that must hold: linters, types, layers, generated code, all tests
+	$(MAKE) --no-print-directory check
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+setup:
+	deploy/one-machine/setup.sh run
+
+setup-test:
+	deploy/one-machine/setup.sh test
+
+check: ## What needs no sandbox: format, lint, types, layers, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	PYTHON=$(BIN)/python protos/generate.sh --check
+
+protos: ## Generate runtime/skillcell/v1 from protos/
+	PYTHON=$(BIN)/python protos/generate.sh
+
+bench: setup-test ## Benchmarks; each prints ratios taken side by side in one run
+	$(BIN)/python -m pytest tests/benchmarks -q -p no:timeout

@@ -114,7 +114,7 @@ class GroupCommit:
         try:
             with self._engine.connect() as connection, connection.begin():
                 results = [_within_savepoint(connection, work) for work in batch]
-        except Exception:  # the thread must outlive any failure of the store
+        except Exception:  # noqa: BLE001 - logged; the thread must outlive any failure of the store
             _log.exception("the store failed")
             self.healthy = False
             # A connection that saw a disk fail may hold half a state; the next transaction opens a new one.

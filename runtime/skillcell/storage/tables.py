@@ -1,8 +1,8 @@
 """The tables of calls, usage, totals and identities.
 
 What a reader could get wrong: `usage_records.body` is the truth and the other columns of that table only a
-projection for filters and sums (verification compares them). Labels live apart, without foreign keys, so that they can be
-erased, and executions forgotten, without touching a usage record.
+projection for filters and sums (verification compares them). Labels live apart, without foreign keys, so that they
+can be erased, and executions forgotten, without touching a usage record.
 """
 
 from __future__ import annotations

@@ -1,0 +1,200 @@
+"""Questions to the store: executions by page, records by cursor, usage by group.
+
+Each takes the tenant whose rows may be seen, or None for somebody who may see all (a biller). Pages go by key, never by
+offset, so that the millionth row costs what the first does, and rows that arrive meanwhile neither repeat nor hide any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    type_coerce,
+)
+
+from skillcell.core.errors import invalid
+from skillcell.core.types import ExecutionState, UsageRecord
+from skillcell.metering import rows
+from skillcell.metering.records import (
+    Bucket,
+    ExecutionFilter,
+    ExecutionPage,
+    Grouping,
+    StoredExecution,
+    Sums,
+    UsageGroup,
+)
+from skillcell.metering.totals import plus
+from skillcell.storage.columns import exact_sum, from_microseconds, to_microseconds
+from skillcell.storage.pages import decode_token, encode_token, fingerprint
+from skillcell.storage.tables import execution_labels, executions, usage_records
+
+_HOUR_US = 3_600_000_000
+_DAY_US = 24 * _HOUR_US
+_GROUPS = ("tenant", "publisher", "skill", "version", "outcome")
+
+
+def find_execution(connection: Connection, tenant: str | None, execution_id: str) -> StoredExecution | None:
+    """An execution, if the tenant may see it."""
+    query = select(executions).where(executions.c.id == execution_id)
+    row = connection.execute(_scoped(query, executions.c.tenant, tenant)).one_or_none()
+    if row is None:
+        return None
+    return rows.stored_execution(row, rows.labels_of(connection, [execution_id]).get(execution_id, {}))
+
+
+def page_of_executions(
+    connection: Connection, tenant: str | None, wanted: ExecutionFilter, page_size: int, page_token: str
+) -> ExecutionPage:
+    """Newest first by time of admission."""
+    columns = executions.c
+    question = fingerprint("executions", tenant, wanted.state, wanted.publisher, wanted.skill,
+                           sorted(wanted.labels.items()), wanted.since, wanted.until)  # fmt: skip
+    query = _scoped(select(executions).where(*_conditions(wanted)), columns.tenant, tenant)
+    if page_token:
+        at, last_id = decode_token(page_token, question, int, str)
+        when = from_microseconds_or_refuse(int(at))
+        query = query.where(or_(columns.admitted_at < when, and_(columns.admitted_at == when, columns.id < last_id)))
+    query = query.order_by(columns.admitted_at.desc(), columns.id.desc()).limit(page_size + 1)
+    found = connection.execute(query).all()
+    labels = rows.labels_of(connection, [row.id for row in found])
+    page = found[:page_size]
+    token = ""
+    if len(found) > page_size:
+        token = encode_token(question, to_microseconds(page[-1].admitted_at), page[-1].id)
+    return ExecutionPage(tuple(rows.stored_execution(row, labels.get(row.id, {})) for row in page), token)
+
+
+def from_microseconds_or_refuse(value: int) -> datetime:
+    """The time of a page token, whose number may be anybody's invention."""
+    try:
+        return from_microseconds(value)
+    except OverflowError as error:
+        raise invalid("page_token", "is not a token of this service", reason="PAGE_TOKEN_INVALID") from error
+
+
+def unsettled(connection: Connection, instance_id: str | None) -> tuple[StoredExecution, ...]:
+    """What was admitted and never ended, oldest first; of one gateway, or of all."""
+    columns = executions.c
+    query = select(executions).where(columns.state != ExecutionState.COMPLETED.value).order_by(columns.id)
+    if instance_id is not None:
+        query = query.where(columns.instance_id == instance_id)
+    found = connection.execute(query).all()
+    labels = rows.labels_of(connection, [row.id for row in found])
+    return tuple(rows.stored_execution(row, labels.get(row.id, {})) for row in found)
+
+
+def records_after(
+    connection: Connection, tenant: str | None, after_sequence: int, limit: int
+) -> tuple[UsageRecord, ...]:
+    """In the order of the chain. A tenant's own records have gaps in their sequences, the whole ledger has none."""
+    columns = usage_records.c
+    query = select(usage_records).where(columns.sequence > after_sequence).order_by(columns.sequence).limit(limit)
+    found = connection.execute(_scoped(query, columns.tenant, tenant)).all()
+    labels = rows.labels_of(connection, {row.execution_id for row in found})
+    return tuple(rows.usage_record(row, labels.get(row.execution_id, {})) for row in found)
+
+
+def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> tuple[UsageGroup, ...]:
+    """Sums by group, in the order of their keys."""
+    unknown = [name for name in grouping.by if name not in _GROUPS]
+    if unknown:
+        raise invalid("group_by", f"{unknown[0]!r} is unknown; known are {', '.join(_GROUPS)}")
+    columns = usage_records.c
+    keys: list[ColumnElement[Any]] = [columns[name] for name in grouping.by]
+    source = usage_records
+    query = select()
+    if grouping.label:
+        labels = execution_labels.c
+        joined = and_(labels.execution_id == columns.execution_id, labels.key == grouping.label)
+        query = query.select_from(source.outerjoin(execution_labels, joined))
+        keys.append(func.coalesce(labels.value, literal_column("''")))
+    if grouping.bucket is not None:
+        keys.append(_bucket(grouping.bucket))
+    calls = func.sum(_original())
+    query = query.add_columns(
+        *keys,
+        calls,
+        func.sum(columns.billed_ms),
+        func.sum(columns.cpu_ns),
+        exact_sum(columns.memory_reserved_byte_ns),
+        func.sum(columns.egress_bytes),
+        func.sum(columns.output_bytes),
+    )
+    if grouping.since is not None:
+        query = query.where(columns.ended_at >= grouping.since)
+    if grouping.until is not None:
+        query = query.where(columns.ended_at < grouping.until)
+    query = _scoped(query, columns.tenant, tenant).group_by(*keys)
+    return _groups(connection.execute(query).all(), grouping)
+
+
+def _groups(found: Sequence[Row[Any]], grouping: Grouping) -> tuple[UsageGroup, ...]:
+    """Days are merged into months here, since no two databases cut months alike."""
+    groups: dict[tuple[datetime | None, tuple[str, ...]], Sums] = {}
+    named = len(grouping.by) + bool(grouping.label)
+    bucketed = grouping.bucket is not None
+    for row in found:
+        start = _bucket_start(grouping.bucket, int(row[named])) if grouping.bucket is not None else None
+        sums = Sums(*(int(value or 0) for value in row[named + bucketed :]))
+        key = (start, tuple(str(value) for value in row[:named]))
+        groups[key] = plus(groups[key], sums) if key in groups else sums
+    names = (*grouping.by, *([f"label:{grouping.label}"] if grouping.label else []))
+    if not names and not bucketed and groups == {(None, ()): Sums()}:
+        return ()
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] or datetime.min.replace(tzinfo=UTC), item[0][1]))
+    return tuple(UsageGroup(dict(zip(names, key, strict=True)), start, sums) for (start, key), sums in ordered)
+
+
+def _original() -> ColumnElement[int]:
+    """1 for the record of a call, 0 for a correction of one."""
+    return case((usage_records.c.correction_of == "", 1), else_=0)
+
+
+def _bucket(bucket: Bucket) -> ColumnElement[Any]:
+    # No bound parameter: the same expression must be recognised in SELECT and GROUP BY.
+    width = _HOUR_US if bucket is Bucket.HOUR else _DAY_US
+    return type_coerce(usage_records.c.ended_at, BigInteger) // literal_column(str(width), BigInteger)
+
+
+def _bucket_start(bucket: Bucket, number: int) -> datetime:
+    start = from_microseconds(number * (_HOUR_US if bucket is Bucket.HOUR else _DAY_US))
+    return start.replace(day=1) if bucket is Bucket.MONTH else start
+
+
+def _conditions(wanted: ExecutionFilter) -> list[ColumnElement[bool]]:
+    columns = executions.c
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.state is not None:
+        conditions.append(columns.state == wanted.state.value)
+    if wanted.publisher:
+        conditions.append(columns.publisher == wanted.publisher)
+    if wanted.skill:
+        conditions.append(columns.skill == wanted.skill)
+    if wanted.since is not None:
+        conditions.append(columns.admitted_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(columns.admitted_at < wanted.until)
+    labels = execution_labels.c
+    for key, value in wanted.labels.items():
+        same = and_(labels.execution_id == columns.id, labels.key == key, labels.value == value)
+        conditions.append(exists().where(same))
+    return conditions
+
+
+def _scoped(query: Select[Any], column: ColumnElement[str], tenant: str | None) -> Select[Any]:
+    return query if tenant is None else query.where(column == tenant)

@@ -1,0 +1,151 @@
+"""What goes into the ledger's store and comes out of it, besides the usage record itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome, UsageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """All that is pinned when a call is admitted: enough to settle it even if nothing else of it survives."""
+
+    execution_id: str
+    tenant: str
+    request_hash: bytes
+    """Over the request as its caller sent it."""
+    publisher: str
+    skill: str
+    """Name without the publisher."""
+    version: str
+    digest: str
+    entrypoint: str
+    isolation: Isolation
+    driver: str
+    limits: Limits
+    """Reserved until settlement."""
+    admitted_at: datetime
+    instance_id: str
+    """The gateway that answers for it; its next start settles what was left."""
+    boot_id: str
+    """Of the machine: monotonic times compare only within one boot."""
+    request_id: str = ""
+    plan_version: str = ""
+    parent_id: str = ""
+    root_id: str = ""
+    input_bytes: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExecution:
+    """An execution as the store has it. RUNNING shows up to a moment late, and not at all for short calls."""
+
+    admission: Admission
+    state: ExecutionState
+    sandbox_id: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    fault: FaultParty | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    completed_event: bytes = b""
+    """The last event as it was sent; empty until settled."""
+    last_event_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitResult:
+    """`created` is False when the same request had been admitted before."""
+
+    execution: StoredExecution
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The end of a call. `sequence` and hashes of the record are the ledger's to set."""
+
+    record: UsageRecord
+    last_event: Callable[[UsageRecord], bytes]
+    """Gives the completed event as its caller will get it, from the record with sequence and hashes. Called within the
+    transaction, on another thread: it must be pure and quick. What it raises undoes the settlement."""
+    last_event_sequence: int
+    """The completed event's number among the call's events."""
+    signal: int | None = None
+    sandbox_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the chain. Published elsewhere, it is the witness that shows a truncated ledger."""
+
+    sequence: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionFilter:
+    """What to list; empty fields filter nothing. Times are of admission, `since` inclusive, `until` exclusive."""
+
+    state: ExecutionState | None = None
+    publisher: str = ""
+    skill: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of them must be there."""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionPage:
+    """`next_page_token` is empty at the end."""
+
+    executions: tuple[StoredExecution, ...]
+    next_page_token: str
+
+
+class Bucket(Enum):
+    """A span of time in UTC by which usage is grouped; a call counts where it ended."""
+
+    HOUR = "HOUR"
+    DAY = "DAY"
+    MONTH = "MONTH"
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """By what usage is summed. Calls without a label count under an empty value."""
+
+    by: tuple[str, ...] = ()
+    """Of `tenant`, `publisher`, `skill`, `version`, `outcome`."""
+    label: str = ""
+    bucket: Bucket | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Usage added up, in integers."""
+
+    calls: int = 0
+    billed_ms: int = 0
+    cpu_ns: int = 0
+    memory_reserved_byte_ns: int = 0
+    egress_bytes: int = 0
+    output_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UsageGroup:
+    """One line of a summary; `key` names what was grouped by, `start` the bucket's beginning."""
+
+    key: Mapping[str, str]
+    start: datetime | None
+    sums: Sums

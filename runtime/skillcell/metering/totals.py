@@ -1,0 +1,112 @@
+"""Running totals by (tenant, publisher, skill, outcome), added up in the same transaction as each record.
+
+Each row also fixes the names it counts under in Prometheus when it is made, and they never change: past the bound, new
+tenants count under `_other`, and new Skills of a named tenant under that tenant's `_other`. So sums stay right, no
+series ever falls, and a bound raised later serves only those who come later.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, distinct, func, insert, select, update
+
+from skillcell.core.types import UsageRecord
+from skillcell.metering.records import Sums
+from skillcell.storage.tables import totals
+
+OTHER = "_other"
+
+
+def sums_of(record: UsageRecord) -> Sums:
+    """What one record adds."""
+    return Sums(
+        calls=0 if record.correction_of else 1,
+        billed_ms=record.billed_ms,
+        cpu_ns=record.cpu_total_ns,
+        memory_reserved_byte_ns=record.memory_limit_byte_ns,
+        egress_bytes=record.egress_in_bytes + record.egress_out_bytes,
+        output_bytes=record.output_bytes,
+    )
+
+
+def plus(left: Sums, right: Sums) -> Sums:
+    return Sums(
+        left.calls + right.calls,
+        left.billed_ms + right.billed_ms,
+        left.cpu_ns + right.cpu_ns,
+        left.memory_reserved_byte_ns + right.memory_reserved_byte_ns,
+        left.egress_bytes + right.egress_bytes,
+        left.output_bytes + right.output_bytes,
+    )
+
+
+def add(connection: Connection, record: UsageRecord, max_tenants: int, max_series: int) -> None:
+    """Adds a record. Reading, adding in Python and writing is safe, since writers exclude each other."""
+    columns = totals.c
+    key = (
+        (columns.tenant == record.tenant)
+        & (columns.publisher == record.publisher)
+        & (columns.skill == record.skill)
+        & (columns.outcome == record.outcome.value)
+    )
+    row = connection.execute(select(*_SUMS).where(key)).one_or_none()
+    more = sums_of(record)
+    if row is not None:
+        connection.execute(update(totals).where(key).values(_values(plus(Sums(*row), more))))
+        return
+    tenant, publisher, skill = _series(connection, record, max_tenants, max_series)
+    connection.execute(
+        insert(totals).values(
+            tenant=record.tenant,
+            publisher=record.publisher,
+            skill=record.skill,
+            outcome=record.outcome.value,
+            series_tenant=tenant,
+            series_publisher=publisher,
+            series_skill=skill,
+            **_values(more),
+        )
+    )
+
+
+_SUMS = (
+    totals.c.calls,
+    totals.c.billed_ms,
+    totals.c.cpu_ns,
+    totals.c.memory_reserved_byte_ns,
+    totals.c.egress_bytes,
+    totals.c.output_bytes,
+)
+
+
+def _values(sums: Sums) -> dict[str, int]:
+    return {
+        "calls": sums.calls,
+        "billed_ms": sums.billed_ms,
+        "cpu_ns": sums.cpu_ns,
+        "memory_reserved_byte_ns": sums.memory_reserved_byte_ns,
+        "egress_bytes": sums.egress_bytes,
+        "output_bytes": sums.output_bytes,
+    }
+
+
+def _series(connection: Connection, record: UsageRecord, max_tenants: int, max_series: int) -> tuple[str, str, str]:
+    """The names of a new row: as its siblings of other outcomes have them, else by what room is left."""
+    columns = totals.c
+    names = select(columns.series_tenant, columns.series_publisher, columns.series_skill)
+    of_tenant = columns.tenant == record.tenant
+    of_skill = of_tenant & (columns.publisher == record.publisher) & (columns.skill == record.skill)
+    sibling = connection.execute(names.where(of_skill).limit(1)).one_or_none()
+    if sibling is not None:
+        return sibling.series_tenant, sibling.series_publisher, sibling.series_skill
+    known = connection.execute(select(columns.series_tenant).where(of_tenant).limit(1)).scalar_one_or_none()
+    if known is None:
+        named = columns.series_tenant != OTHER
+        taken = connection.execute(select(func.count(distinct(columns.series_tenant))).where(named)).scalar_one()
+        known = record.tenant if taken < max_tenants else OTHER
+    if known == OTHER:
+        return OTHER, OTHER, OTHER
+    named_skills = select(columns.tenant, columns.publisher, columns.skill).where(columns.series_skill != OTHER)
+    taken = connection.execute(select(func.count()).select_from(named_skills.distinct().subquery())).scalar_one()
+    if taken < max_series:
+        return known, record.publisher, record.skill
+    return known, OTHER, OTHER

@@ -8,11 +8,11 @@ event; nothing that goes wrong after that point is raised to a caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -20,7 +20,6 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.errors import Fault, FaultKind, not_found, unavailable
 from skillcell.core.plan import Plan
-from skillcell.core.records import Admission, Admitted, StoredExecution
 from skillcell.core.types import (
     CancelReason,
     ExecutionRequest,
@@ -32,6 +31,9 @@ from skillcell.core.types import (
     StageTimes,
     UsageRecord,
 )
+from skillcell.metering.ledger import Ledger
+from skillcell.metering.records import Admission, Settlement
+from skillcell.metering.usage import Ending, Traffic, usage_record
 from skillcell.sandbox.job import ArtifactSink, RunReport, SinkFull
 from skillcell.sandbox.outputs import Check, CheckedOutputs
 from skillcell.sandbox.prepare import job_for
@@ -42,6 +44,7 @@ from skillcell.scheduler.leases import Lease
 from skillcell.storage.spool import Expired, Spool, SpoolFull
 
 log = structlog.get_logger("skillcell.execution")
+T = TypeVar("T")
 
 
 class Planner(Protocol):
@@ -56,22 +59,6 @@ class LeaseSource(Protocol):
     async def check(self, plan: Plan) -> None: ...
 
     def lease(self, plan: Plan, on_queued: OnQueued) -> AbstractAsyncContextManager[Lease]: ...
-
-
-class Ledger(Protocol):
-    """The durable record. `settle` is idempotent by execution; all raise Fault when nothing can be written."""
-
-    async def find_request(self, principal: Principal, request_id: str, fingerprint: bytes) -> str | None: ...
-
-    async def admit(self, admission: Admission) -> Admitted: ...
-
-    async def started(self, execution_id: str, sandbox_id: str, at: datetime) -> None: ...
-
-    async def settle(
-        self, record: UsageRecord, seal: Callable[[UsageRecord], bytes], last_sequence: int
-    ) -> UsageRecord: ...
-
-    async def get(self, principal: Principal, execution_id: str) -> StoredExecution: ...
 
 
 class Codec(Protocol):
@@ -113,7 +100,7 @@ class Execution:
 
     id: str
     plan: Plan
-    admitted_at: datetime
+    admission: Admission
     admitted_ns: int
     spool: Spool
     codec: Codec
@@ -147,26 +134,10 @@ class Stages:
     observer: Observer
     new_codec: Callable[[Plan, str], Codec]
     new_spool: Callable[[str], Spool]
+    kept_spool: Callable[[str], Spool]
+    """What is still kept of an execution that has ended; empty when nothing is."""
     artifacts: Callable[[str], ArtifactSink]
     output_check: Callable[[Plan], Check | None]
-    usage: Callable[[UsageFacts], UsageRecord]
-
-
-@dataclass(frozen=True, slots=True)
-class UsageFacts:
-    """All that a usage record is made of."""
-
-    execution_id: str
-    plan: Plan
-    verdict: Verdict
-    report: RunReport
-    times: StageTimes
-    driver: str
-    warm: bool
-    admitted_at: datetime
-    started_at: datetime | None
-    ended_at: datetime
-    wall_ns: int
 
 
 class Executor:
@@ -178,7 +149,7 @@ class Executor:
         self._clock = clock
         self._settings = settings
         self._live: dict[str, Execution] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -193,7 +164,7 @@ class Executor:
         happened.
         """
         if request.request_id:
-            known = await self._stages.ledger.find_request(principal, request.request_id, request.fingerprint)
+            known = await self._stages.ledger.find_request(principal.tenant, request.request_id, request.fingerprint)
             if known is not None:
                 return known
         if self._draining:
@@ -201,10 +172,7 @@ class Executor:
         plan = await self._stages.planner.plan(principal, request)
         await self._stages.leases.check(plan)
         admission = self._admission(plan)
-        admitted = await self._stages.ledger.admit(admission)
-        if not admitted.existed:
-            await self._launch(plan, admission, attached)
-        return admitted.execution_id
+        return await asyncio.shield(self._spawn(self._admit(plan, admission, attached)))
 
     def find(self, principal: Principal, execution_id: str) -> Execution | None:
         """A live call of this tenant, None when there is none such."""
@@ -250,7 +218,7 @@ class Executor:
         """Ends a call; no effect on one that has ended. Raises Fault NOT_FOUND."""
         execution = self.find(principal, execution_id)
         if execution is None:
-            await self._stages.ledger.get(principal, execution_id)
+            await self._stages.ledger.get_execution(principal, execution_id)
             return
         execution.canceled.cancel(CancelReason.CLIENT)
 
@@ -281,18 +249,24 @@ class Executor:
             instance_id=self._gateway.instance_id,
             boot_id=self._gateway.boot_id,
             request_id=request.request_id,
-            fingerprint=request.fingerprint,
+            request_hash=request.fingerprint,
             plan_version=plan.rate_plan,
-            on_disconnect=request.on_disconnect,
             input_bytes=plan.input_bytes,
             labels=request.labels,
         )
+
+    async def _admit(self, plan: Plan, admission: Admission, attached: bool) -> str:
+        """Durable, then launched; a caller that leaves in between must not leave an admitted call that nobody runs."""
+        admitted = await self._stages.ledger.admit(admission)
+        if admitted.created:
+            await self._launch(plan, admission, attached)
+        return admitted.execution.admission.execution_id
 
     async def _launch(self, plan: Plan, admission: Admission, attached: bool) -> None:
         execution = Execution(
             id=admission.execution_id,
             plan=plan,
-            admitted_at=admission.admitted_at,
+            admission=admission,
             admitted_ns=self._clock.monotonic_ns(),
             spool=self._stages.new_spool(admission.execution_id),
             codec=self._stages.new_codec(plan, admission.execution_id),
@@ -344,7 +318,7 @@ class Executor:
                 times=StageTimes(queue_ns=lease.queue_ns, startup_ns=lease.startup_ns),
             ),
         )
-        await self._stages.ledger.started(execution.id, lease.sandbox.sandbox_id, self._clock.now())
+        self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, self._clock.now())
         report = await run.execute()
         rules = Rules(plan.limits, plan.lowered, plan.entrypoint.success_codes)
         verdict = judge(report, rules)
@@ -364,20 +338,25 @@ class Executor:
             collect_ns=report.collect_ns,
             stalled_ns=report.stalled_ns,
         )
-        facts = UsageFacts(
-            execution_id=execution.id,
-            plan=execution.plan,
-            verdict=verdict,
-            report=report,
-            times=times,
-            driver=lease.driver if lease else self._gateway.driver,
-            warm=lease.warm if lease else False,
-            admitted_at=execution.admitted_at,
-            started_at=execution.started_at,
+        ending = Ending(
+            event_id=ids.event_id(),
+            outcome=verdict.outcome,
+            fault=verdict.fault,
             ended_at=self._clock.now(),
             wall_ns=self._clock.monotonic_ns() - execution.admitted_ns,
+            started_at=execution.started_at,
+            warm=lease.warm if lease else False,
+            exit_code=report.exit_code,
+            times=times,
+            at_lease=report.before,
+            at_end=report.after,
+            traffic=Traffic(
+                input_bytes=execution.plan.input_bytes,
+                output_bytes=report.output_bytes,
+                artifact_bytes=report.artifact_bytes,
+                disk_bytes=report.disk.bytes_used if report.disk else 0,
+            ),
         )
-        record = self._stages.usage(facts)
         sequence = execution.spool.last_sequence + 1
         now = self._clock.now()
 
@@ -397,10 +376,17 @@ class Executor:
         def seal(settled: UsageRecord) -> bytes:
             return execution.codec.encode(sequence, now, completed(settled))
 
+        settlement = Settlement(
+            usage_record(execution.admission, ending),
+            signal=report.signal,
+            sandbox_id=lease.sandbox.sandbox_id if lease else "",
+            last_event=seal,
+            last_event_sequence=sequence,
+        )
         pause, longest = self._settings.settle_retry_seconds
         while True:
             try:
-                settled = await self._stages.ledger.settle(record, seal, sequence)
+                settled = await self._stages.ledger.settle(settlement)
                 break
             except Fault as fault:
                 log.error("settle_waits", execution_id=execution.id, reason=fault.reason, message=fault.message)
@@ -418,22 +404,21 @@ class Executor:
             execution.canceled.cancel(CancelReason.DISCONNECT)
 
     async def _kept(self, principal: Principal, execution_id: str) -> Spool:
-        stored = await self._stages.ledger.get(principal, execution_id)
+        stored = await self._stages.ledger.get_execution(principal, execution_id)
         if stored.state is not ExecutionState.COMPLETED:
             raise not_found("execution", execution_id, "it is carried out by another gateway")
-        spool = self._stages.new_spool(execution_id)
+        spool = self._stages.kept_spool(execution_id)
         if not spool.last_sequence:
-            spool.delete()
             raise Fault(
                 FaultKind.OUT_OF_RANGE,
                 "POSITION_OUT_OF_RANGE",
                 f"the events of {execution_id} are no longer kept; GetExecution has its outcome",
-                metadata={"first_sequence": str(stored.last_sequence)},
+                metadata={"first_sequence": str(stored.last_event_sequence)},
             )
         return spool
 
-    def _spawn(self, work: object) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -66,7 +66,7 @@ class DataDirectory:
 
 @contextmanager
 def open_data(path: Path) -> Iterator[DataDirectory]:
-    """Makes the directory if need be and holds its lock. Raises Fault FAILED_PRECONDITION when another process has it."""
+    """Makes the directory if need be and holds its lock. Raises Fault when another process has it."""
     directory = make_data(path)
     fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -62,7 +62,7 @@ class Spool:
         self._readers: dict[int, int] = {}
         self._reader_ids = 0
         self._expected = False
-        directory.mkdir(parents=True, exist_ok=True)
+        self._released = False
 
     @property
     def last_sequence(self) -> int:
@@ -132,6 +132,7 @@ class Spool:
                     after = sequence
         finally:
             del self._readers[reader]
+            self._close_when_done()
             await asyncio.shield(self._wake())
 
     async def expect_reader(self, expected: bool) -> None:
@@ -147,7 +148,13 @@ class Spool:
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Closes the descriptors; the files stay."""
+        """Closes the descriptors, once the last reader has gone; the files stay."""
+        self._released = True
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if not self._released or self._readers:
+            return
         for segment in self._segments:
             if segment.fd >= 0:
                 os.close(segment.fd)
@@ -166,6 +173,7 @@ class Spool:
     def _segment_for(self, size: int) -> _Segment:
         if self._segments and self._segments[-1].size + size <= self._segment_bytes:
             return self._segments[-1]
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._directory / f"{self._last:020d}.events"  # named by its first sequence
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._segments.append(_Segment(path, fd, self._last))

@@ -1,0 +1,196 @@
+"""Content-addressed package trees: `packages/<digest>/`, complete or not there.
+
+The digest is the SHA-256 of the tree's canonical listing (`seal`), so it is the same however a package arrived. A tree
+is made read-only and flushed to disk before one rename puts it in place; a crash leaves only staging directories, which
+`sweep` removes. Source of the archive's form: POSIX.1-2017 ustar and pax.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gzip
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillcell.core.errors import Fault, FaultKind
+from skillcell.registry.archive import StagedPackage, remove_tree, storage_fault
+
+_FIXED_TIME = 315_532_800  # 1980-01-01, the first day a zip can name
+_FOLDER, _FILE, _PROGRAM = 0o555, 0o444, 0o555
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPackage:
+    """A tree in the store."""
+
+    digest: str
+    """64 hex digits."""
+    path: Path
+    size_bytes: int
+    file_count: int
+
+
+class PackageStore:
+    """All packages of a gateway, below one directory. Several processes may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self._packages = root / "packages"
+        self.staging_root = root / "staging"
+        """On the same file system, so that a rename puts a tree in place."""
+        for folder in (self._packages, self.staging_root):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    async def add(self, package: StagedPackage) -> StoredPackage:
+        """Moves a staged tree into the store; the same content again is the tree that is there. Raises Fault."""
+        return await asyncio.to_thread(self.add_blocking, package)
+
+    def add_blocking(self, package: StagedPackage) -> StoredPackage:
+        try:
+            digest = seal(package.root)
+            target = self._packages / digest
+            if not target.is_dir():
+                self._put(package.root, target)
+        except OSError as problem:
+            raise storage_fault(problem) from problem
+        return StoredPackage(digest, target, package.size_bytes, package.file_count)
+
+    def path(self, digest: str) -> Path:
+        """The tree of a digest. Raises Fault (DATA_LOSS) when it is gone: the catalogue only names what was stored."""
+        target = self._packages / digest
+        if len(digest) != 64 or not target.is_dir():
+            message = f"package sha256:{digest} is not in the store"
+            raise Fault(FaultKind.DATA_LOSS, "PACKAGE_LOST", message, resource=("package", digest))
+        return target
+
+    async def to_archive(self, digest: str) -> bytes:
+        """A tar.gz of the package, the same bytes for the same digest for ever."""
+        return await asyncio.to_thread(_archive, self.path(digest))
+
+    async def sweep(self, older_than_seconds: float = 3600) -> int:
+        """Removes staging directories that no publication can still be using; how many."""
+        return await asyncio.to_thread(self._sweep, older_than_seconds)
+
+    async def digests(self) -> frozenset[str]:
+        """All that is stored, for a collector to compare with the catalogue."""
+        return frozenset(await asyncio.to_thread(os.listdir, self._packages))
+
+    async def discard(self, digest: str) -> None:
+        """Removes a package that no version names. Idempotent."""
+        path = self._packages / digest
+        if path.is_dir():
+            gone = self.staging_root / f"discarded-{digest}-{os.getpid()}-{time.monotonic_ns()}"
+            os.chmod(path, 0o700)
+            os.rename(path, gone)
+            await asyncio.to_thread(remove_tree, gone)
+
+    def _put(self, tree: Path, target: Path) -> None:
+        # A folder that moves to another parent must be writable to whoever is not root.
+        os.chmod(tree, 0o700)
+        try:
+            os.rename(tree, target)
+        except OSError as problem:
+            if problem.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
+                raise
+            return  # another publication of the same content was first
+        os.chmod(target, _FOLDER)
+        _flush(self._packages)
+
+    def _sweep(self, older_than_seconds: float) -> int:
+        removed = 0
+        for path in list(self.staging_root.iterdir()):
+            try:
+                age = time.time() - path.lstat().st_mtime
+            except FileNotFoundError:
+                continue
+            if age >= older_than_seconds:
+                remove_tree(path)
+                removed += 1
+        return removed
+
+
+def seal(root: Path) -> str:
+    """Gives every entry its canonical mode and time, flushes it to disk, and returns the digest of the listing.
+
+    The listing is one JSON array a line, sorted by path as UTF-8 bytes: [path, "d"], [path, "l", target] or
+    [path, "f" or "x", SHA-256 of the content]; "x" is an executable file. The root itself is not listed.
+    """
+    lines: list[tuple[bytes, bytes]] = []
+    for folder, folders, names in os.walk(root, topdown=False):
+        for name in names + [name for name in folders if os.path.islink(os.path.join(folder, name))]:
+            path = os.path.join(folder, name)
+            lines.append(_listed(os.path.relpath(path, root), _seal_entry(path)))
+        os.chmod(folder, _FOLDER)
+        os.utime(folder, (_FIXED_TIME, _FIXED_TIME))
+        _flush(Path(folder))
+        if folder != str(root):
+            lines.append(_listed(os.path.relpath(folder, root), ["d"]))
+    return hashlib.sha256(b"".join(line for _, line in sorted(lines))).hexdigest()
+
+
+def _listed(path: str, facts: list[str]) -> tuple[bytes, bytes]:
+    line = json.dumps([path, *facts], ensure_ascii=False, separators=(",", ":"))
+    return path.encode(), line.encode() + b"\n"
+
+
+def _seal_entry(path: str) -> list[str]:
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        os.utime(path, (_FIXED_TIME, _FIXED_TIME), follow_symlinks=False)
+        return ["l", os.readlink(path)]
+    program = bool(status.st_mode & 0o111)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fchmod(descriptor, _PROGRAM if program else _FILE)
+        os.utime(descriptor, (_FIXED_TIME, _FIXED_TIME))
+        os.fsync(descriptor)
+    return ["x" if program else "f", digest]
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every entry but the root, sorted as in the listing."""
+    found = (Path(folder, name) for folder, folders, names in os.walk(root) for name in folders + names)
+    return iter(
+        sorted(((path.relative_to(root).as_posix(), path) for path in found), key=lambda item: item[0].encode())
+    )
+
+
+def _archive(root: Path) -> bytes:
+    out = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=out, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name, path in _entries(root):
+            status = path.lstat()
+            entry = tarfile.TarInfo(name)
+            entry.mtime = _FIXED_TIME
+            if stat.S_ISLNK(status.st_mode):
+                entry.type, entry.linkname, entry.mode = tarfile.SYMTYPE, os.readlink(path), 0o777
+                tar.addfile(entry)
+            elif stat.S_ISDIR(status.st_mode):
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+            else:
+                entry.size = status.st_size
+                entry.mode = 0o755 if status.st_mode & 0o111 else 0o644
+                with path.open("rb") as content:
+                    tar.addfile(entry, content)
+    return out.getvalue()

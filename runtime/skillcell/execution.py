@@ -20,6 +20,7 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.errors import Fault, FaultKind, not_found, unavailable
 from skillcell.core.plan import Plan
+from skillcell.core.records import Admission
 from skillcell.core.types import (
     CancelReason,
     ExecutionRequest,
@@ -32,7 +33,7 @@ from skillcell.core.types import (
     UsageRecord,
 )
 from skillcell.metering.ledger import Ledger
-from skillcell.metering.records import Admission, Settlement
+from skillcell.metering.records import Settlement
 from skillcell.metering.usage import Ending, Traffic, usage_record
 from skillcell.sandbox.job import ArtifactSink, RunReport, SinkFull
 from skillcell.sandbox.outputs import Check, CheckedOutputs
@@ -371,6 +372,7 @@ class Executor:
                 signal=report.signal,
                 message=verdict.message,
                 evidence=verdict.evidence,
+                canceled_by=report.stop.cancel if report.stop else None,
             )
 
         def seal(settled: UsageRecord) -> bytes:

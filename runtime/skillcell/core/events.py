@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from skillcell.core.types import Evidence, FaultParty, Isolation, Limits, Outcome, StageTimes, UsageRecord
+from skillcell.core.types import CancelReason, Evidence, FaultParty, Isolation, Limits, Outcome, StageTimes, UsageRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class Completed:
     message: str = ""
     evidence: Evidence | None = None
     currency: str = ""
+    canceled_by: CancelReason | None = None
+    """Set with the outcome CANCELED."""
     amount: str = ""
     """Decimal as text; empty when no plan rates this call."""
 

@@ -1,4 +1,4 @@
-"""What the store keeps of a call besides its usage record."""
+"""An execution as it is kept: what is pinned at admission, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from skillcell.core.types import ExecutionState, Isolation, Limits, OnDisconnect, Outcome
+from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The durable row that is written before any sandbox work: enough to settle the call if everything else is lost."""
+    """All that is pinned when a call is admitted: enough to settle it even if nothing else of it survives."""
 
     execution_id: str
     tenant: str
+    request_hash: bytes
+    """Over the request as its caller sent it."""
     publisher: str
     skill: str
     """Name without the publisher."""
@@ -24,30 +26,23 @@ class Admission:
     isolation: Isolation
     driver: str
     limits: Limits
+    """Reserved until settlement."""
     admitted_at: datetime
     instance_id: str
-    """Which gateway's data directory owns the call."""
+    """The gateway that answers for it; its next start settles what was left."""
     boot_id: str
-    """Boot of the machine, because monotonic times and cgroups don't outlive it."""
+    """Of the machine: monotonic times compare only within one boot."""
     request_id: str = ""
-    fingerprint: bytes = b""
     plan_version: str = ""
-    on_disconnect: OnDisconnect = OnDisconnect.CANCEL
+    parent_id: str = ""
+    root_id: str = ""
     input_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """The execution that a request has, and whether it was there before."""
-
-    execution_id: str
-    existed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class StoredExecution:
-    """An execution as the store knows it."""
+    """An execution as the store has it. RUNNING shows up to a moment late, and not at all for short calls."""
 
     admission: Admission
     state: ExecutionState
@@ -55,7 +50,9 @@ class StoredExecution:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     outcome: Outcome | None = None
+    fault: FaultParty | None = None
     exit_code: int | None = None
-    last_sequence: int = 0
+    signal: int | None = None
     completed_event: bytes = b""
-    """The last event as it went to the caller; empty until there is one."""
+    """The last event as it was sent; empty until settled."""
+    last_event_sequence: int = 0

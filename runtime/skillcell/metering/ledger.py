@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, delete, func, select
 
 from skillcell.core.errors import Fault, FaultKind, invalid, not_found
+from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, Principal, UsageRecord
-from skillcell.metering import listing, rows, settling
+from skillcell.metering import listing, rows, settling, totals
 from skillcell.metering.records import (
-    Admission,
     AdmitResult,
     ExecutionFilter,
     ExecutionPage,
     Grouping,
     Head,
+    LedgerSnapshot,
     Settlement,
-    StoredExecution,
     UsageGroup,
 )
 from skillcell.metering.verification import Verification, Walk
@@ -54,6 +54,7 @@ class Ledger:
     def __init__(self, database: Database, settings: LedgerSettings | None = None) -> None:
         self._database = database
         self._settings = settings or LedgerSettings()
+        self._snapshot: LedgerSnapshot | None = None
 
     @property
     def writable(self) -> bool:
@@ -124,10 +125,20 @@ class Ledger:
         """What was admitted and has not ended, oldest first; of one gateway, or of all."""
         return await self._database.read(partial(listing.unsettled, instance_id=instance_id))
 
-    async def count_unsettled(self) -> int:
-        """How many executions are open, over all gateways."""
-        query = select(func.count()).where(executions.c.state != ExecutionState.COMPLETED.value)
-        return await self._database.read(lambda connection: connection.execute(query).scalar_one())
+    async def snapshot(self) -> LedgerSnapshot:
+        """What Prometheus shows, all of one moment. It holds every call whose settlement has returned."""
+        before = self._snapshot
+        open_executions = select(func.count()).where(executions.c.state != ExecutionState.COMPLETED.value)
+
+        def look(connection: Connection) -> LedgerSnapshot:
+            unsettled = connection.execute(open_executions).scalar_one()
+            head = settling.head(connection)
+            # Totals change with the head alone, so an idle ledger costs a scrape two small queries.
+            known = before.series if before is not None and before.head == head else totals.series(connection)
+            return LedgerSnapshot(head, unsettled, known)
+
+        self._snapshot = await self._database.read(look)
+        return self._snapshot
 
     async def get_execution(self, principal: Principal, execution_id: str) -> StoredExecution:
         """NOT_FOUND when there is none, or it isn't the caller's."""

@@ -27,17 +27,10 @@ from sqlalchemy import (
 )
 
 from skillcell.core.errors import invalid
+from skillcell.core.records import StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
 from skillcell.metering import rows
-from skillcell.metering.records import (
-    Bucket,
-    ExecutionFilter,
-    ExecutionPage,
-    Grouping,
-    StoredExecution,
-    Sums,
-    UsageGroup,
-)
+from skillcell.metering.records import Bucket, ExecutionFilter, ExecutionPage, Grouping, Sums, UsageGroup
 from skillcell.metering.totals import plus
 from skillcell.storage.columns import exact_sum, from_microseconds, to_microseconds
 from skillcell.storage.pages import decode_token, encode_token, fingerprint

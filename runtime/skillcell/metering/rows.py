@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome, UsageRecord
 from skillcell.metering.canonical import parse
-from skillcell.metering.records import Admission, StoredExecution
 from skillcell.storage.tables import execution_labels, usage_records
 
 

@@ -14,10 +14,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from skillcell.core.errors import Fault, FaultKind
+from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
 from skillcell.metering import rows, totals
 from skillcell.metering.canonical import canonical, chain_hash
-from skillcell.metering.records import Admission, AdmitResult, Head, Settlement, StoredExecution
+from skillcell.metering.records import AdmitResult, Head, Settlement
 from skillcell.storage.tables import execution_labels, executions, ledger_head, usage_records
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, distinct, func, insert, select, update
 
-from skillcell.core.types import UsageRecord
-from skillcell.metering.records import Sums
+from skillcell.core.types import Outcome, UsageRecord
+from skillcell.metering.records import Series, Sums
 from skillcell.storage.tables import totals
 
 OTHER = "_other"
@@ -65,6 +65,20 @@ def add(connection: Connection, record: UsageRecord, max_tenants: int, max_serie
             series_skill=skill,
             **_values(more),
         )
+    )
+
+
+def series(connection: Connection) -> tuple[Series, ...]:
+    """All totals, merged under the names they count under, in the order of those names."""
+    columns = totals.c
+    names = (columns.series_tenant, columns.series_publisher, columns.series_skill, columns.outcome)
+    merged: dict[tuple[str, ...], Sums] = {}
+    for row in connection.execute(select(*names, *_SUMS)):
+        key, more = tuple(row[:4]), Sums(*(int(value) for value in row[4:]))
+        merged[key] = plus(merged[key], more) if key in merged else more
+    return tuple(
+        Series(tenant, publisher, skill, Outcome(outcome), sums)
+        for (tenant, publisher, skill, outcome), sums in sorted(merged.items(), key=lambda item: item[0])
     )
 
 

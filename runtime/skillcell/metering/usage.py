@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from skillcell.core.records import Admission
 from skillcell.core.types import Counters, FaultParty, Measurement, Outcome, StageTimes, UsageRecord
 from skillcell.metering.canonical import SCHEMA_VERSION
-from skillcell.metering.records import Admission
 
 _MILLISECOND_NS = 1_000_000
 _NEVER_BILLED = frozenset({Outcome.PLATFORM_ERROR, Outcome.NEVER_RAN})

@@ -30,6 +30,7 @@ from skillcell.core.errors import Fault, FaultKind, unavailable
 from skillcell.core.types import Limits
 from skillcell.sandbox import hardening, launcher_host, launcher_wire
 from skillcell.sandbox.cgroups import Cgroup, CgroupTree
+from skillcell.sandbox.images import MOUNT_POINTS
 from skillcell.sandbox.uids import IdPair, IdRange
 
 _CREATE_SECONDS = 30.0
@@ -89,7 +90,8 @@ class Launcher:
         self._gateway = gateway
         self._directory = directory
         self._overlays = directory / "overlays"
-        self._overlays.mkdir(0o700)
+        for name in ("empty", *(f"root/{point}" for point in (*MOUNT_POINTS, "dev/shm"))):
+            (self._overlays / name).mkdir(parents=True, exist_ok=True)
         self._tree = tree
         self._ids = ids
         self._kept: dict[str, _Kept] = {}
@@ -164,7 +166,9 @@ class Launcher:
         self._kept[sandbox_id] = kept
         try:
             self._lay_out(kept, limits, request["layers"], config)
-            self._show_trees(request["trees"], locked=request["locked"])
+            self._show_tree(request["root"], "root", locked=request["locked"])
+            for package in request["packages"]:
+                self._show_tree(package, "empty", locked=request["locked"])
             kept.runtime_pid = self._spawn(kept, request["argv"], descriptors, join=request["join"])
         except BaseException:
             self._remove(kept)
@@ -211,20 +215,17 @@ class Launcher:
             os.makedirs(kept.directory / "layers" / name, 0o755)
         (kept.directory / "config.json").write_bytes(config)
 
-    def _show_trees(self, sources: list[str], *, locked: bool) -> None:
-        """Read-only views of image and packages, made once and used by every sandbox."""
-        parent = self._directory / hardening.trees_directory(locked=locked)
-        for source in sources:
-            target = parent / launcher_wire.tree_name(Path(source))
-            if target in self._shown:
-                continue
-            target.mkdir(parents=True, exist_ok=True)
-            try:
-                launcher_host.show_read_only(Path(source), target, self._overlays, locked=locked)
-            except FileNotFoundError as error:
-                message = "a directory of the image or a package is gone"
-                raise Fault(FaultKind.DATA_LOSS, "TREE_MISSING", message) from error
-            self._shown.add(target)
+    def _show_tree(self, source: str, below: str, *, locked: bool) -> None:
+        """A read-only view of the image or a package, made once and used by every sandbox. `root` adds mount points."""
+        target = self._directory / hardening.trees_directory(locked=locked) / launcher_wire.tree_name(Path(source))
+        if target in self._shown:
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            launcher_host.show_read_only(Path(source), target, self._overlays, below, locked=locked)
+        except FileNotFoundError as error:
+            raise Fault(FaultKind.DATA_LOSS, "TREE_MISSING", "a directory of the image or a package is gone") from error
+        self._shown.add(target)
 
     def _spawn(self, kept: _Kept, argv: list[str], descriptors: list[int], *, join: bool) -> int:
         channel, errors = descriptors

@@ -41,19 +41,18 @@ def mount(source: str, target: Path, kind: str, flags: int, data: str = "") -> N
     _check(_libc.mount, source.encode(), os.fsencode(target), kind.encode(), flags, data.encode())
 
 
-def show_read_only(source: Path, target: Path, work: Path, *, locked: bool) -> None:
+def show_read_only(source: Path, target: Path, work: Path, below: str, *, locked: bool) -> None:
     """`source` at `target`, read-only; `locked` adds nosuid and nodev, flags that a user namespace can't take off.
 
-    An overlay of `source` and an empty directory, both named relative to `work`, rather than a bind, whose path on the
-    host everyone inside sees in /proc/self/mountinfo. A bind after all where the kernel refuses the overlay.
+    An overlay of `source` and of the directory `below`, both named relative to `work`, rather than a bind, whose path
+    on the host everyone inside sees in /proc/self/mountinfo. A bind after all where the kernel refuses the overlay.
     """
     flags = MS_RDONLY | (MS_NOSUID | MS_NODEV if locked else 0)
-    for name in ("tree", "none"):
-        (work / name).mkdir(exist_ok=True)
+    (work / "tree").mkdir(exist_ok=True)
     mount(str(source), work / "tree", "", MS_BIND)
     os.chdir(work)
     try:
-        mount("skillcell", target, "overlay", flags, "lowerdir=tree:none")
+        mount("skillcell", target, "overlay", flags, f"lowerdir=tree:{below}")
     except OSError:
         mount(str(source), target, "", MS_BIND)
         mount("none", target, "", MS_REMOUNT | MS_BIND | flags)

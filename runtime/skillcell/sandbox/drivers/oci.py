@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,6 @@ class OciDriver:
             cgroups_path="" if runtime.joins else f"{self._cgroups().engine_root}/{spec.sandbox_id}/container",
         )
         config = hardening.oci_config(spec, place)
-        trees = [str(spec.image.rootfs), *(str(mount.path) for mount in spec.mounts)]
         ours, theirs = socket.socketpair()
         errors, errors_in = os.pipe2(os.O_CLOEXEC)
         tail = Tail(errors)
@@ -156,12 +155,13 @@ class OciDriver:
             request = {
                 "op": "create",
                 "sandbox": spec.sandbox_id,
-                "limits": asdict(spec.limits),
+                "limits": asdict(replace(spec.limits, pids=spec.limits.pids + runtime.own_threads)),
                 "ids": [pair.root, pair.skill],
                 "argv": runtime.argv(spec.sandbox_id, directory),
                 "join": runtime.joins,
                 "locked": runtime.locked,
-                "trees": trees,
+                "root": str(spec.image.rootfs),
+                "packages": [str(mount.path) for mount in spec.mounts],
                 "layers": hardening.layer_names(spec.mounts),
             }
             await launcher.ask(request, config, (theirs.fileno(), errors_in))

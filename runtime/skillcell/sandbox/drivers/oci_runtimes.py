@@ -34,6 +34,8 @@ class Runtime:
     """Whether the caller joins the sandbox's cgroup before it becomes the runtime."""
     locked: bool
     """Whether it can use mounts whose nosuid and nodev are locked."""
+    own_threads: int = 0
+    """Threads of its own that the pids limit must leave room for: a sentry that can't make one dies."""
 
     def argv(self, sandbox_id: str, directory: Path) -> list[str]:
         """What starts the bundle in `directory` and returns once its process runs."""
@@ -42,9 +44,9 @@ class Runtime:
 
 
 _KNOWN = {
-    "crun": (("--cgroup-manager=disabled",), True, True),
-    "runc": ((), False, True),
-    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups"), True, False),
+    "crun": (("--cgroup-manager=disabled",), True, True, 0),
+    "runc": ((), False, True, 0),
+    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups", "--oci-seccomp"), True, False, 1024),
 }
 
 _PREFERRED = {Isolation.STANDARD: ("crun", "runc"), Isolation.GVISOR: ("runsc",)}

@@ -194,7 +194,7 @@ class TestDockerRunsc(_Docker):
         assert LIMITS.memory_bytes * 0.9 <= counters.memory_peak_bytes <= LIMITS.memory_bytes
 
     async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree) -> None:
-        """Its own clocks are not the host's, so the host's own account of each thread is what the counters must equal."""
+        """Its own clocks are not the host's: the host's account of each thread is what the counters must equal."""
         sandbox = await make()
         await inside(sandbox, "result = 0")
         cgroup = cgroups.open(sandbox.sandbox_id)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import docker
 from docker.errors import APIError, NotFound
@@ -30,7 +30,7 @@ from skillcell.sandbox import hardening
 from skillcell.sandbox.cgroups import Cgroup
 from skillcell.sandbox.driver import Check, DiskUsage, Found, Guarantee, SandboxSpec
 from skillcell.sandbox.drivers import docker_checks
-from skillcell.sandbox.drivers.docker_attach import AttachChannel, AttachedStream, attach
+from skillcell.sandbox.drivers.docker_attach import AttachChannel, attach
 from skillcell.sandbox.drivers.docker_config import (
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
@@ -39,9 +39,11 @@ from skillcell.sandbox.drivers.docker_config import (
     check_image,
     container_body,
 )
-from skillcell.sandbox.drivers.docker_control import Control, EngineControl, LocalControl, SandboxCgroups, sample
+from skillcell.sandbox.drivers.docker_control import Control, EngineControl, LocalControl, SandboxCgroups, proven
 from skillcell.sandbox.drivers.docker_engine import DockerSettings, Engine, EngineFacts, settled
 from skillcell.sandbox.drivers.docker_packages import PackageVolumes
+from skillcell.sandbox.drivers.docker_stats import StatsFeed, open_stats
+from skillcell.sandbox.drivers.docker_stream import RawStream
 from skillcell.sandbox.uids import IdPair, IdRange
 
 T = TypeVar("T")
@@ -82,6 +84,11 @@ class DockerSandbox:
     async def kill(self) -> None:
         await self._control.kill()
 
+    async def release(self) -> None:
+        """Close what connects us to it; the container stays."""
+        await self._channel.close()
+        self._control.close()
+
 
 @dataclass(slots=True)
 class _Attempt:
@@ -94,7 +101,8 @@ class _Attempt:
     asked: bool = False
     """The engine was asked for a container; it may have made one whatever it answered."""
     container_id: str = ""
-    stream: AttachedStream | None = None
+    stream: RawStream | None = None
+    stats: RawStream | None = None
 
 
 class _NotHere(Exception):
@@ -146,11 +154,12 @@ class DockerDriver:
             raise asyncio.CancelledError
         attempt = making.result()
         assert attempt.stream is not None
-        control: Control = (
-            LocalControl(self._engine, attempt.cgroup)
-            if attempt.cgroup is not None
-            else EngineControl(self._engine, attempt.container_id)
-        )
+        control: Control
+        if attempt.cgroup is not None:
+            control = LocalControl(self._engine, attempt.cgroup, attempt.container_id, spec.limits)
+        else:
+            assert attempt.stats is not None
+            control = EngineControl(self._engine, attempt.container_id, StatsFeed(attempt.stats))
         sandbox = DockerSandbox(spec.sandbox_id, attempt.container_id, AttachChannel(attempt.stream), control)
         self._live[spec.sandbox_id] = sandbox
         return sandbox
@@ -205,13 +214,16 @@ class DockerDriver:
         attempt.container_id = str(made["Id"])
         attempt.stream = attach(client, attempt.container_id)
         client.start(attempt.container_id)
-        if attempt.cgroup is not None and not LocalControl(self._engine, attempt.cgroup).proven():
+        if attempt.cgroup is None:
+            attempt.stats = open_stats(client, attempt.container_id)
+        elif not proven(attempt.cgroup):
             raise _NotHere
 
     def _undo(self, attempt: _Attempt) -> None:
         """Remove what the attempt made. Never raises: what can't be removed now is owed."""
-        if attempt.stream is not None:
-            attempt.stream.close()
+        for stream in (attempt.stream, attempt.stats):
+            if stream is not None:
+                stream.close()
         if attempt.cgroup is not None:
             with suppress(Fault):
                 attempt.cgroup.kill()
@@ -266,7 +278,7 @@ class DockerDriver:
         """Remove every trace. Idempotent."""
         live = self._live.get(sandbox_id)
         if live is not None:
-            await live.channel.close()
+            await live.release()
         known = live.container_id if live is not None else ""
         await self._finished(self._engine.submit_kill(lambda: self._kill_cgroup(sandbox_id)))
         await self._finished(self._engine.submit(lambda client: self._destroy(client, sandbox_id, known)))
@@ -304,22 +316,13 @@ class DockerDriver:
         self._examine(client)
         labels = [LABEL_SANDBOX, f"{LABEL_INSTANCE}={self.settings.instance}"]
         containers = client.containers(all=True, filters={"label": labels})
-        found = {c["Labels"][LABEL_SANDBOX]: self._found(client, c) for c in containers}
+        found = {c["Labels"][LABEL_SANDBOX]: Found(c["Labels"][LABEL_SANDBOX], None) for c in containers}
         if self._cgroups is not None:
             for sandbox_id in self._cgroups.list():
                 cgroup = self._cgroups.open(sandbox_id)
                 with suppress(Fault):  # gone meanwhile
                     found[sandbox_id] = Found(sandbox_id, cgroup.counters() if cgroup is not None else None)
         return [found[sandbox_id] for sandbox_id in sorted(found)]
-
-    def _found(self, client: docker.APIClient, container: dict[str, Any]) -> Found:
-        sandbox_id = container["Labels"][LABEL_SANDBOX]
-        if self._cgroups is not None or container["State"] != "running":
-            return Found(sandbox_id, None)
-        try:
-            return Found(sandbox_id, sample(client, container["Id"]))
-        except NotFound:
-            return Found(sandbox_id, None)
 
     async def check(self) -> Sequence[Check]:
         """Never raises."""
@@ -345,7 +348,7 @@ class DockerDriver:
     async def close(self) -> None:
         """Close all channels and the connection."""
         for sandbox in tuple(self._live.values()):
-            await sandbox.channel.close()
+            await sandbox.release()
         await asyncio.to_thread(self._engine.close)
 
 

@@ -9,13 +9,12 @@ included. And stderr is the agent's last words only, of which the end is kept fo
 from __future__ import annotations
 
 import asyncio
-import io
-import socket
 import ssl
-from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import docker
+
+from skillcell.sandbox.drivers.docker_stream import RawStream
 
 _HEADER = 8
 _STDOUT = 1
@@ -23,45 +22,20 @@ _READ_BYTES = 256 * 1024
 _STDERR_KEPT = 64 * 1024
 
 
-def attach(client: docker.APIClient, container_id: str) -> AttachedStream:
+def attach(client: docker.APIClient, container_id: str) -> RawStream:
     """Attach to a container that has not started yet. Blocking; raises the client's exceptions.
 
     The engine answers a moment before it wires the streams up; a start takes it a thousand times as long.
     """
     query = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1, "detachKeys": ""}
-    return AttachedStream(client.attach_socket(container_id, params=query))
-
-
-class AttachedStream:
-    """The raw connection under an attach response, made non-blocking, and what was read ahead of it."""
-
-    def __init__(self, wrapped: Any) -> None:
-        response = wrapped._response  # the client hands out a wrapper that keeps its response alive
-        # over TLS the client hands out the socket itself, else a file object around it
-        self.socket: socket.socket = vars(wrapped).get("_sock") or wrapped
-        self.socket.setblocking(False)
-        self._response = response
-        buffered = cast(io.BufferedReader, response.raw._fp.fp)
-        self.ahead = b""
-        with suppress(ssl.SSLWantReadError):  # nothing there yet
-            self.ahead = buffered.peek(1)
-
-    def close(self) -> None:
-        """End the agent's stdin, then the connection."""
-        with suppress(OSError):
-            if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.shutdown(socket.SHUT_RDWR)
-            else:
-                self.socket.shutdown(socket.SHUT_WR)
-        with suppress(OSError):
-            self.socket.close()
-        self._response.close()
+    wrapped: Any = client.attach_socket(container_id, params=query)
+    return RawStream(wrapped, wrapped._response)  # the client keeps the response alive by it
 
 
 class AttachChannel:
     """A ByteChannel over an attached stream. One reader and one writer at a time; belongs to the running loop."""
 
-    def __init__(self, stream: AttachedStream) -> None:
+    def __init__(self, stream: RawStream) -> None:
         self._stream = stream
         self._socket = stream.socket
         self._buffer = bytearray(stream.ahead)

@@ -27,7 +27,8 @@ LABEL_ATTEMPT = "skillcell.attempt"
 _PAGE = 4096
 _FLOOR_PAGES = 4
 _FLOOR_FILES = 16
-_MINIMUM_MEMORY = 6 << 20  # the engine's own
+_LEAST = {"memory_bytes": 6 << 20, "milli_cpus": 10, "pids": 1, "open_files": 1}
+"""What the engine or the kernel can enforce at least; to the engine 0 means no limit at all."""
 
 _SHARES = {
     "/workspace": 40,
@@ -90,12 +91,10 @@ def check_image(image: Mapping[str, Any]) -> None:
 
 def container_body(spec: SandboxSpec, binding: Binding) -> dict[str, Any]:
     """The request's body. INVALID_ARGUMENT for a limit that the engine can't hold."""
-    limits = spec.limits
-    if limits.memory_bytes < _MINIMUM_MEMORY:
-        raise invalid(
-            "limits.memory_bytes",
-            f"{limits.memory_bytes} is below the least that the engine can enforce, {_MINIMUM_MEMORY}",
-        )
+    for name, least in _LEAST.items():
+        value = getattr(spec.limits, name)
+        if value < least:
+            raise invalid(f"limits.{name}", f"{value} is below the least that can be enforced, {least}")
     labels = {
         LABEL_SANDBOX: spec.sandbox_id,
         LABEL_INSTANCE: binding.instance,

@@ -1,25 +1,26 @@
 """How a Docker sandbox is measured and ended: by its own cgroup on this machine, or by way of the engine.
 
-A reader could get two things wrong. Whether the engine is on this machine is not believed but seen: the cgroup that we
-made holds the container's processes, or it does not (`LocalControl.proven`). And the engine's statistics end with the
-last process, so a sample is taken before the kill; they are SAMPLED, whatever they are made of.
+A reader could get one thing wrong: whether the engine is on this machine is not believed but seen: the cgroup that we
+made holds the container's processes, or it does not (`proven`).
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import docker
 from docker.errors import APIError, NotFound
 
 from skillcell.core.errors import Fault, FaultKind, invalid
-from skillcell.core.types import Counters, Limits, Measurement
-from skillcell.sandbox import hardening
+from skillcell.core.types import Counters, Limits
 from skillcell.sandbox.cgroups import Cgroup, CgroupTree
 from skillcell.sandbox.driver import DiskUsage
+from skillcell.sandbox.drivers.docker_config import split
 from skillcell.sandbox.drivers.docker_engine import Engine
+from skillcell.sandbox.drivers.docker_stats import StatsFeed, larger
 
 _KILL_SECONDS = 30
 
@@ -32,6 +33,8 @@ class Control(Protocol):
     async def disk(self) -> DiskUsage | None: ...
 
     async def kill(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class SandboxCgroups:
@@ -72,21 +75,21 @@ class SandboxCgroups:
 class LocalControl:
     """By the sandbox's cgroup: exact, at once, and also while the engine is down."""
 
-    def __init__(self, engine: Engine, cgroup: Cgroup) -> None:
+    def __init__(self, engine: Engine, cgroup: Cgroup, container_id: str, limits: Limits) -> None:
         self._engine = engine
         self._cgroup = cgroup
+        self._container_id = container_id
+        self._limits = limits
         self._init_pid: int | None = None
-
-    def proven(self) -> bool:
-        """Whether the container that was started has processes here, or had."""
-        return bool(self._cgroup.pids()) or self._cgroup.counters().cpu_total_ns > 0
+        self._engine_oom_kills = 0
 
     async def counters(self) -> Counters:
-        return self._cgroup.counters()
+        seen = self._cgroup.counters()
+        return replace(seen, oom_kills=max(seen.oom_kills, self._engine_oom_kills))
 
     async def disk(self) -> DiskUsage | None:
-        """The sum over the writable mounts as the container's first process has them; None where they are not the host
-        kernel's (gVisor) or the process is gone."""
+        """The sum over the writable mounts as the container's first process has them; None where that process is gone
+        or has others than we asked for (gVisor's live in its own kernel)."""
         pid = self._init_pid or self._find_init()
         if pid is None:
             return None
@@ -97,17 +100,14 @@ class LocalControl:
         except OSError:
             return None
         try:
-            for inside in hardening.WRITABLE.values():
-                mount = os.open(
-                    inside.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root
-                )
-                try:
-                    seen = os.fstatvfs(mount)
-                finally:
-                    os.close(mount)
-                used = (seen.f_blocks - seen.f_bfree) * seen.f_frsize, seen.f_files - seen.f_ffree
-                for index, value in enumerate((used[0], seen.f_blocks * seen.f_frsize, used[1], seen.f_files)):
-                    totals[index] += value
+            for inside, (size, _) in split(self._limits).items():
+                seen = _statvfs(root, inside)
+                if seen.f_blocks * seen.f_frsize != size:
+                    return None
+                totals[0] += (seen.f_blocks - seen.f_bfree) * seen.f_frsize
+                totals[1] += seen.f_blocks * seen.f_frsize
+                totals[2] += seen.f_files - seen.f_ffree
+                totals[3] += seen.f_files
         except OSError:
             return None
         finally:
@@ -124,28 +124,34 @@ class LocalControl:
         return None
 
     async def kill(self) -> None:
-        await self._engine.submit_kill(self._cgroup.kill)
+        await self._engine.submit_kill(self._kill)
+
+    def _kill(self) -> None:
+        """The engine removes its cgroup below ours soon after the last death, and v1's count of OOM kills with it.
+        So that is read first, or, where the agent itself was the victim, asked of the engine."""
+        died_itself = not self._cgroup.pids()
+        with suppress(Fault):
+            seen = self._cgroup.counters()
+            if died_itself and not seen.oom_kills and not self._engine_oom_kills:
+                self._engine_oom_kills = self._engine.run(lambda client: oom_kills(client, self._container_id))
+        self._cgroup.kill()
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 class EngineControl:
     """By way of the engine, which may be anywhere."""
 
-    def __init__(self, engine: Engine, container_id: str) -> None:
+    def __init__(self, engine: Engine, container_id: str, feed: StatsFeed) -> None:
         self._engine = engine
         self._container_id = container_id
-        self._last = Counters(measurement=Measurement.SAMPLED)
+        self._feed = feed
+        self._oom_kills = 0
         self._dead = False
 
     async def counters(self) -> Counters:
-        if not self._dead:
-            await self._engine.submit_engine_kill(self._sample)
-        return self._last
-
-    def _sample(self, client: docker.APIClient) -> None:
-        try:
-            self._last = larger(self._last, sample(client, self._container_id))
-        except NotFound:
-            return
+        return larger(self._feed.latest, Counters(oom_kills=self._oom_kills))
 
     async def disk(self) -> DiskUsage | None:
         return None
@@ -154,9 +160,9 @@ class EngineControl:
         if not self._dead:
             await self._engine.submit_engine_kill(self._kill)
             self._dead = True
+            self._feed.close()
 
     def _kill(self, client: docker.APIClient) -> None:
-        self._sample(client)
         try:
             with suppress(APIError):  # 409: not running, which the wait below confirms
                 client.kill(self._container_id)
@@ -166,33 +172,30 @@ class EngineControl:
             return
         if state.get("Running"):
             raise Fault(FaultKind.INTERNAL, "SANDBOX_WILL_NOT_DIE", "the engine says that a killed sandbox still runs")
-        if state.get("OOMKilled") and not self._last.oom_kills:
-            self._last = larger(self._last, Counters(oom_kills=1))
+        self._oom_kills = oom_kills(client, self._container_id)
+
+    def close(self) -> None:
+        """Stop listening to the engine."""
+        self._feed.close()
 
 
-def sample(client: docker.APIClient, container_id: str) -> Counters:
-    """What the engine's statistics say of a container now; zeros when it does not run ("Get container stats")."""
-    stats: dict[str, Any] = client.stats(container_id, stream=False, one_shot=True)
-    cpu = (stats.get("cpu_stats") or {}).get("cpu_usage") or {}
-    memory = stats.get("memory_stats") or {}
-    return Counters(
-        cpu_user_ns=int(cpu.get("usage_in_usermode", 0)),
-        cpu_system_ns=int(cpu.get("usage_in_kernelmode", 0)),
-        cpu_total_ns=int(cpu.get("total_usage", 0)),
-        memory_peak_bytes=int(memory.get("max_usage") or memory.get("usage") or 0),
-        pids_peak=int((stats.get("pids_stats") or {}).get("current", 0)),
-        measurement=Measurement.SAMPLED,
-    )
+def oom_kills(client: docker.APIClient, container_id: str) -> int:
+    """1 when the engine saw the kernel kill for memory in a container that has ended, else 0: it counts none."""
+    try:
+        client.wait(container_id, timeout=_KILL_SECONDS)
+        return int(bool(client.inspect_container(container_id)["State"].get("OOMKilled")))
+    except NotFound:
+        return 0
 
 
-def larger(one: Counters, other: Counters) -> Counters:
-    """The larger of each figure: a later sample may miss what an earlier one saw."""
-    return Counters(
-        cpu_user_ns=max(one.cpu_user_ns, other.cpu_user_ns),
-        cpu_system_ns=max(one.cpu_system_ns, other.cpu_system_ns),
-        cpu_total_ns=max(one.cpu_total_ns, other.cpu_total_ns),
-        memory_peak_bytes=max(one.memory_peak_bytes, other.memory_peak_bytes),
-        pids_peak=max(one.pids_peak, other.pids_peak),
-        oom_kills=max(one.oom_kills, other.oom_kills),
-        measurement=Measurement.SAMPLED,
-    )
+def _statvfs(root: int, inside: str) -> os.statvfs_result:
+    mount = os.open(inside.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=root)
+    try:
+        return os.fstatvfs(mount)
+    finally:
+        os.close(mount)
+
+
+def proven(cgroup: Cgroup) -> bool:
+    """Whether a container that was started has processes here, or had."""
+    return bool(cgroup.pids()) or cgroup.counters().cpu_total_ns > 0

@@ -266,7 +266,7 @@ def _tools(value: object, report: Report, path: str, at: tuple[int, int]) -> tup
         return ()
     if not isinstance(value, str):
         report.warning("frontmatter-tools-type", "`allowed-tools` should be one text, tools apart by spaces", path, *at)
-    items = value if isinstance(value, list) else re.split(r"[,\s]+(?![^(]*\))", _flat(value)[:_KEPT_DESCRIPTION])
+    items = value if isinstance(value, list) else re.split(r"[,\s]+(?![^(]*\))", _flat(value)[:_KEPT_VALUE])
     return tuple(shown(_flat(item)) for item in items if item)[:256]
 
 

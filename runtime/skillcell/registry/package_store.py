@@ -26,6 +26,7 @@ from skillcell.registry.archive import StagedPackage, remove_tree, storage_fault
 
 _FIXED_TIME = 315_532_800  # 1980-01-01, the first day a zip can name
 _FOLDER, _FILE, _PROGRAM = 0o555, 0o444, 0o555
+_MOVABLE = 0o755
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class PackageStore:
 
     def _put(self, tree: Path, target: Path) -> None:
         # A folder that moves to another parent must be writable to whoever is not root.
-        os.chmod(tree, 0o700)
+        os.chmod(tree, _MOVABLE)
         try:
             os.rename(tree, target)
         except OSError as problem:
@@ -167,9 +168,8 @@ def _flush(folder: Path) -> None:
 def _entries(root: Path) -> Iterator[tuple[str, Path]]:
     """Every entry but the root, sorted as in the listing."""
     found = (Path(folder, name) for folder, folders, names in os.walk(root) for name in folders + names)
-    return iter(
-        sorted(((path.relative_to(root).as_posix(), path) for path in found), key=lambda item: item[0].encode())
-    )
+    named = [(path.relative_to(root).as_posix(), path) for path in found]
+    return iter(sorted(named, key=lambda item: item[0].encode()))
 
 
 def _archive(root: Path) -> bytes:

@@ -386,9 +386,9 @@ async def test_the_store_itself_refuses_a_second_record_of_one_execution(ledger:
     with pytest.raises(Exception, match=r"UNIQUE|unique"):
         await tamper(
             database,
-            "INSERT INTO usage_records SELECT 2, 'evt_2', execution_id, correction_of, tenant, publisher, skill, version,"
-            " outcome, billable, ended_at, billed_ms, cpu_ns, memory_reserved_byte_ns, egress_bytes, output_bytes, body,"
-            " previous_hash, hash FROM usage_records",
+            "INSERT INTO usage_records SELECT 2, 'evt_2', execution_id, correction_of, tenant, publisher, skill,"
+            " version, outcome, billable, ended_at, billed_ms, cpu_ns, memory_reserved_byte_ns, egress_bytes,"
+            " output_bytes, body, previous_hash, hash FROM usage_records",
         )
 
 

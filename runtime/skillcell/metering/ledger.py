@@ -148,6 +148,16 @@ class Ledger:
             raise not_found("execution", execution_id)
         return found
 
+    async def execution_of(self, principal: Principal, request_id: str) -> str:
+        """The execution that a request of this tenant has; NOT_FOUND when there is none."""
+        query = select(executions.c.id).where(
+            executions.c.tenant == principal.tenant, executions.c.request_id == request_id
+        )
+        found = await self._database.read(lambda connection: connection.execute(query).scalar_one_or_none())
+        if found is None:
+            raise not_found("execution", f"of request {request_id}")
+        return str(found)
+
     async def get_record(self, principal: Principal, execution_id: str) -> UsageRecord:
         """The record of a settled execution; NOT_FOUND when there is none, or it isn't the caller's."""
         found = await self._database.read(lambda connection: rows.record_of(connection, execution_id))

@@ -55,7 +55,7 @@ def page_of_executions(
 ) -> ExecutionPage:
     """Newest first by time of admission."""
     columns = executions.c
-    question = fingerprint("executions", tenant, wanted.state, wanted.publisher, wanted.skill,
+    question = fingerprint("executions", tenant, wanted.states, wanted.outcomes, wanted.publisher, wanted.skill,
                            sorted(wanted.labels.items()), wanted.since, wanted.until)  # fmt: skip
     query = _scoped(select(executions).where(*_conditions(wanted)), columns.tenant, tenant)
     if page_token:
@@ -172,8 +172,10 @@ def _bucket_start(bucket: Bucket, number: int) -> datetime:
 def _conditions(wanted: ExecutionFilter) -> list[ColumnElement[bool]]:
     columns = executions.c
     conditions: list[ColumnElement[bool]] = []
-    if wanted.state is not None:
-        conditions.append(columns.state == wanted.state.value)
+    if wanted.states:
+        conditions.append(columns.state.in_([state.value for state in wanted.states]))
+    if wanted.outcomes:
+        conditions.append(columns.outcome.in_([outcome.value for outcome in wanted.outcomes]))
     if wanted.publisher:
         conditions.append(columns.publisher == wanted.publisher)
     if wanted.skill:

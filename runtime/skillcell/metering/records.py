@@ -45,7 +45,10 @@ class Head:
 class ExecutionFilter:
     """What to list; empty fields filter nothing. Times are of admission, `since` inclusive, `until` exclusive."""
 
-    state: ExecutionState | None = None
+    states: tuple[ExecutionState, ...] = ()
+    """Any of them."""
+    outcomes: tuple[Outcome, ...] = ()
+    """Any of them."""
     publisher: str = ""
     skill: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)

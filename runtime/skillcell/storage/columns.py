@@ -12,6 +12,8 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import BigInteger, Dialect, Numeric, String
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -62,10 +64,16 @@ class Exact(TypeDecorator[int]):
 
 
 class exact_sum(GenericFunction[int]):
-    """`sum` that never rounds and never overflows; each engine in `engines.py` brings the function."""
+    """`sum` that never rounds and never overflows; `engines.py` gives SQLite the function."""
 
     type = Exact()
     inherit_cache = True
+
+
+@compiles(exact_sum, "postgresql")
+def _numeric_sum(element: exact_sum, compiler: SQLCompiler, **options: Any) -> str:
+    """PostgreSQL's own `sum` over NUMERIC is exact already."""
+    return f"sum({compiler.process(element.clauses, **options)})"
 
 
 class ExactSum:

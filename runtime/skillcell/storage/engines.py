@@ -78,10 +78,16 @@ def _sqlite(url: URL, readers: int) -> Engines:
     return Engines(writer, reader)
 
 
-def _engine(url: URL, connections: int, arguments: dict[str, Any]) -> Engine:
-    """Errors are logged without the values of their statement: those belong to callers."""
+def _engine(url: URL, connections: int, arguments: dict[str, Any], *, ping: bool = False) -> Engine:
+    """`ping` looks whether a pooled connection outlived the server. Errors never show callers' values."""
     return create_engine(
-        url, pool_size=connections, max_overflow=0, pool_timeout=30, connect_args=arguments, hide_parameters=True
+        url,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=30,
+        pool_pre_ping=ping,
+        connect_args=arguments,
+        hide_parameters=True,
     )
 
 
@@ -106,7 +112,7 @@ def _postgresql(url: URL, readers: int) -> Engines:
     durable = arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"}
     writer = _engine(url, 1, durable)
     snapshot = arguments | {"options": f"{session} -c default_transaction_read_only=on"}
-    reader = _engine(url, readers, snapshot).execution_options(isolation_level="REPEATABLE READ")
+    reader = _engine(url, readers, snapshot, ping=True).execution_options(isolation_level="REPEATABLE READ")
 
     @event.listens_for(writer, "begin")
     def _writer_begins(connection: Connection) -> None:

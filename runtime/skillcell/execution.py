@@ -8,9 +8,9 @@ event; nothing that goes wrong after that point is raised to a caller.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.errors import Fault, FaultKind, not_found, unavailable
 from skillcell.core.plan import Plan
-from skillcell.core.records import Admission
+from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import (
     CancelReason,
     ExecutionRequest,
@@ -71,7 +71,7 @@ class Codec(Protocol):
 class Observer(Protocol):
     """Hears of what happened, for metrics; must not raise."""
 
-    def settled(self, record: UsageRecord) -> None: ...
+    def observe(self, record: UsageRecord) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +160,15 @@ class Executor:
         """How many calls are admitted and not yet settled."""
         return len(self._live)
 
+    @property
+    def draining(self) -> bool:
+        """Whether new calls are refused because this process is about to end."""
+        return self._draining
+
+    def is_live(self, execution_id: str) -> bool:
+        """Whether this process carries it out now."""
+        return execution_id in self._live
+
     async def start(self, principal: Principal, request: ExecutionRequest, *, attached: bool) -> str:
         """Plan and admit; returns the execution's id once its row is durable. Raises Fault, and then nothing
         happened.
@@ -170,10 +179,27 @@ class Executor:
                 return known
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
-        plan = await self._stages.planner.plan(principal, request)
-        await self._stages.leases.check(plan)
+        plan = await self.plan(principal, request)
         admission = self._admission(plan)
         return await asyncio.shield(self._spawn(self._admit(plan, admission, attached)))
+
+    async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
+        """What `start` would pin, without admitting anything. Raises Fault as `start` does."""
+        plan = await self._stages.planner.plan(principal, request)
+        await self._stages.leases.check(plan)
+        return plan
+
+    def refreshed(self, stored: StoredExecution) -> StoredExecution:
+        """A stored execution with what this process knows better: the store hears of a start a moment late."""
+        execution = self._live.get(stored.admission.execution_id)
+        if execution is None or stored.state is ExecutionState.COMPLETED:
+            return stored
+        return replace(
+            stored,
+            state=ExecutionState.RUNNING if execution.started_at else ExecutionState.QUEUED,
+            started_at=execution.started_at,
+            last_event_sequence=execution.spool.last_sequence,
+        )
 
     def find(self, principal: Principal, execution_id: str) -> Execution | None:
         """A live call of this tenant, None when there is none such."""
@@ -182,7 +208,7 @@ class Executor:
             return None
         return execution
 
-    async def watch(self, principal: Principal, execution_id: str, after: int = 0) -> AsyncIterator[bytes]:
+    async def watch(self, principal: Principal, execution_id: str, after: int = 0) -> AsyncGenerator[bytes]:
         """Every encoded event after `after`, live or kept. Raises Fault NOT_FOUND, or OUT_OF_RANGE when expired."""
         execution = self.find(principal, execution_id)
         spool = execution.spool if execution is not None else await self._kept(principal, execution_id)
@@ -396,7 +422,7 @@ class Executor:
                 pause = min(pause * 2, longest)
         execution.completed = completed(settled)
         execution.state = ExecutionState.COMPLETED
-        self._stages.observer.settled(settled)
+        self._stages.observer.observe(settled)
         _log_line(execution, settled, verdict)
         await execution.spool.append(seal(settled), final=True)
 

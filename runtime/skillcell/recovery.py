@@ -1,14 +1,14 @@
 """At start: settles what an earlier process of this gateway admitted and did not live to settle.
 
-What is left of a sandbox still tells what it used: its cgroup outlives the gateway. Where nothing is left the record says
-so (`LOWER_BOUND`). Either way the call is the platform's failure and is not billed. Only then may the reaper take the rest.
+What is left of a sandbox still tells what it used: its cgroup outlives the gateway. Where nothing is left the record
+says so (`LOWER_BOUND`). Either way the call is the platform's failure and is not billed. Only then may the reaper
+take the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import structlog
 
@@ -16,7 +16,7 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import Counters, FaultParty, Measurement, Outcome, StageTimes, UsageRecord
-from skillcell.execution import Codec
+from skillcell.execution import Codec, Observer
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import Settlement
 from skillcell.metering.usage import Ending, usage_record
@@ -27,12 +27,6 @@ log = structlog.get_logger("skillcell.recovery")
 _NOTHING = Counters(measurement=Measurement.LOWER_BOUND)
 
 
-class SettlementObserver(Protocol):
-    """Hears of each record, for metrics."""
-
-    def settled(self, record: UsageRecord) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """Run it before calls are admitted and before the first sweep of the reaper."""
@@ -40,7 +34,7 @@ class Recovery:
     ledger: Ledger
     driver: Driver
     clock: Clock
-    observer: SettlementObserver
+    observer: Observer
     new_codec: Callable[[Admission], Codec]
     kept_spool: Callable[[str], Spool]
 
@@ -77,7 +71,7 @@ class Recovery:
         settled = await self.ledger.settle(Settlement(record, seal, sequence, sandbox_id=execution.sandbox_id))
         await spool.append(seal(settled), final=True)
         spool.release()
-        self.observer.settled(settled)
+        self.observer.observe(settled)
         log.warning("execution_recovered", execution_id=admission.execution_id, outcome=settled.outcome.value)
 
 

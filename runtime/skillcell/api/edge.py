@@ -1,6 +1,7 @@
 """What every RPC passes on its way in and out: credentials, role, validation, and faults made into statuses.
 
-A service behind this raises `Fault`s and reads `caller()`; it never sees an unauthenticated call or an invalid message.
+A service behind this raises `Fault`s and reads `caller()`; it never sees an unauthenticated call or an invalid
+message.
 """
 
 from __future__ import annotations

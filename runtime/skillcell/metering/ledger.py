@@ -26,6 +26,7 @@ from skillcell.metering.records import (
     Head,
     LedgerSnapshot,
     Settlement,
+    UsageFilter,
     UsageGroup,
 )
 from skillcell.metering.verification import Verification, Walk
@@ -176,14 +177,14 @@ class Ledger:
         )
 
     async def list_usage_records(
-        self, principal: Principal, after_sequence: int = 0, limit: int = 100
+        self, principal: Principal, after_sequence: int = 0, limit: int = 100, wanted: UsageFilter | None = None
     ) -> tuple[UsageRecord, ...]:
         """In the chain's order; a biller or operator sees all tenants', others their own. At most 1000 at once."""
         if not 0 <= after_sequence < 1 << 63:
             raise invalid("after_sequence", f"is {after_sequence}; it must be 0 or a sequence that was received")
         tenant, size = _scope(principal), _page_size(limit)
         return await self._database.read(
-            lambda connection: listing.records_after(connection, tenant, after_sequence, size)
+            lambda connection: listing.records_after(connection, tenant, after_sequence, size, wanted)
         )
 
     async def usage_summary(self, principal: Principal, grouping: Grouping | None = None) -> tuple[UsageGroup, ...]:

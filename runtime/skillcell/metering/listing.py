@@ -30,7 +30,7 @@ from skillcell.core.errors import invalid
 from skillcell.core.records import StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
 from skillcell.metering import rows
-from skillcell.metering.records import Bucket, ExecutionFilter, ExecutionPage, Grouping, Sums, UsageGroup
+from skillcell.metering.records import Bucket, ExecutionFilter, ExecutionPage, Grouping, Sums, UsageFilter, UsageGroup
 from skillcell.metering.totals import plus
 from skillcell.storage.columns import exact_sum, from_microseconds, to_microseconds
 from skillcell.storage.pages import decode_token, encode_token, fingerprint
@@ -92,11 +92,12 @@ def unsettled(connection: Connection, instance_id: str | None) -> tuple[StoredEx
 
 
 def records_after(
-    connection: Connection, tenant: str | None, after_sequence: int, limit: int
+    connection: Connection, tenant: str | None, after_sequence: int, limit: int, wanted: UsageFilter | None = None
 ) -> tuple[UsageRecord, ...]:
     """In the order of the chain. A tenant's own records have gaps in their sequences, the whole ledger has none."""
     columns = usage_records.c
-    query = select(usage_records).where(columns.sequence > after_sequence).order_by(columns.sequence).limit(limit)
+    query = select(usage_records).where(columns.sequence > after_sequence, *_of_usage(wanted or UsageFilter()))
+    query = query.order_by(columns.sequence).limit(limit)
     found = connection.execute(_scoped(query, columns.tenant, tenant)).all()
     labels = rows.labels_of(connection, {row.execution_id for row in found})
     return tuple(rows.usage_record(row, labels.get(row.execution_id, {})) for row in found)
@@ -132,6 +133,7 @@ def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> t
         query = query.where(columns.ended_at >= grouping.since)
     if grouping.until is not None:
         query = query.where(columns.ended_at < grouping.until)
+    query = query.where(*_of_usage(grouping.where))
     query = _scoped(query, columns.tenant, tenant).group_by(*keys)
     return _groups(connection.execute(query).all(), grouping)
 
@@ -187,6 +189,26 @@ def _conditions(wanted: ExecutionFilter) -> list[ColumnElement[bool]]:
     labels = execution_labels.c
     for key, value in wanted.labels.items():
         same = and_(labels.execution_id == columns.id, labels.key == key, labels.value == value)
+        conditions.append(exists().where(same))
+    return conditions
+
+
+def _of_usage(wanted: UsageFilter) -> list[ColumnElement[bool]]:
+    columns = usage_records.c
+    conditions: list[ColumnElement[bool]] = [
+        columns[name] == getattr(wanted, name)
+        for name in ("tenant", "publisher", "skill", "execution_id")
+        if getattr(wanted, name)
+    ]
+    if wanted.outcomes:
+        conditions.append(columns.outcome.in_([outcome.value for outcome in wanted.outcomes]))
+    if wanted.since is not None:
+        conditions.append(columns.ended_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(columns.ended_at < wanted.until)
+    labels = execution_labels.c
+    for key, value in wanted.labels.items():
+        same = and_(labels.execution_id == columns.execution_id, labels.key == key, labels.value == value)
         conditions.append(exists().where(same))
     return conditions
 

@@ -65,6 +65,22 @@ class ExecutionPage:
     next_page_token: str
 
 
+@dataclass(frozen=True, slots=True)
+class UsageFilter:
+    """Which records to list or sum; empty fields filter nothing. Times are of the end, `since` inclusive."""
+
+    tenant: str = ""
+    publisher: str = ""
+    skill: str = ""
+    execution_id: str = ""
+    outcomes: tuple[Outcome, ...] = ()
+    """Any of them."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """All of them must be there."""
+    since: datetime | None = None
+    until: datetime | None = None
+
+
 class Bucket(Enum):
     """A span of time in UTC by which usage is grouped; a call counts where it ended."""
 
@@ -83,6 +99,7 @@ class Grouping:
     bucket: Bucket | None = None
     since: datetime | None = None
     until: datetime | None = None
+    where: UsageFilter = UsageFilter()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Both are functions of a Connection, so that the ledger decides when they run and what they share a commit with. Writers
 exclude each other on every store (see `storage/engines.py`): looking first and then writing can't be raced; the unique
-constraints below are the second lock on the same door.
+constraints below are the second lock on the same door. Statements are built once, since building one costs more than
+running it and every call pays for both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, literal, select, update
 
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.core.records import Admission, StoredExecution
@@ -21,6 +22,44 @@ from skillcell.metering.canonical import canonical, chain_hash
 from skillcell.metering.records import AdmitResult, Head, Settlement
 from skillcell.storage.tables import execution_labels, executions, ledger_head, usage_records
 
+_ADMIT = insert(executions)
+_LABEL = insert(execution_labels)
+_RECORD = insert(usage_records)
+_HEAD = select(ledger_head.c.sequence, ledger_head.c.hash)
+_SET_HEAD = update(ledger_head).values(sequence=bindparam("new_sequence"), hash=bindparam("new_hash"))
+_OF_REQUEST = select(executions).where(
+    executions.c.tenant == bindparam("of_tenant"), executions.c.request_id == bindparam("of_request")
+)
+_RUNNING = (
+    update(executions)
+    .where(executions.c.id == bindparam("of_id"), executions.c.state == literal(ExecutionState.QUEUED.value))
+    .values(
+        state=literal(ExecutionState.RUNNING.value),
+        sandbox_id=bindparam("new_sandbox_id"),
+        started_at=bindparam("new_started_at"),
+    )
+)
+_ENDING = (
+    "outcome",
+    "fault",
+    "exit_code",
+    "signal",
+    "sandbox_id",
+    "started_at",
+    "ended_at",
+    "completed_event",
+    "last_event_sequence",
+)
+_COMPLETE = (
+    update(executions)
+    .where(
+        executions.c.id == bindparam("of_id"),
+        executions.c.tenant == bindparam("of_tenant"),
+        executions.c.state != literal(ExecutionState.COMPLETED.value),
+    )
+    .values(state=literal(ExecutionState.COMPLETED.value), **{name: bindparam(f"new_{name}") for name in _ENDING})
+)
+
 
 def admit(connection: Connection, admission: Admission) -> AdmitResult:
     """Keeps the admission, or finds the one that the same request had before."""
@@ -28,10 +67,10 @@ def admit(connection: Connection, admission: Admission) -> AdmitResult:
         before = _by_request(connection, admission.tenant, admission.request_id)
         if before is not None:
             return _again(connection, before, admission)
-    connection.execute(insert(executions), rows.admission_values(admission))
+    connection.execute(_ADMIT, rows.admission_values(admission))
     if admission.labels:
         connection.execute(
-            insert(execution_labels),
+            _LABEL,
             [
                 {"execution_id": admission.execution_id, "tenant": admission.tenant, "key": key, "value": value}
                 for key, value in admission.labels.items()
@@ -48,11 +87,7 @@ def find_request(connection: Connection, tenant: str, request_id: str, request_h
 
 def mark_running(connection: Connection, execution_id: str, sandbox_id: str, started_at: datetime) -> None:
     """Says that a call runs, unless it has ended already."""
-    connection.execute(
-        update(executions)
-        .where(executions.c.id == execution_id, executions.c.state == ExecutionState.QUEUED.value)
-        .values(state=ExecutionState.RUNNING.value, sandbox_id=sandbox_id, started_at=started_at)
-    )
+    connection.execute(_RUNNING, {"of_id": execution_id, "new_sandbox_id": sandbox_id, "new_started_at": started_at})
 
 
 def settle(connection: Connection, settlement: Settlement, max_tenants: int, max_series: int) -> UsageRecord:
@@ -63,43 +98,37 @@ def settle(connection: Connection, settlement: Settlement, max_tenants: int, max
     body = canonical(record)
     record = replace(record, hash=chain_hash(before.hash, body))
     completed = connection.execute(
-        update(executions)
-        .where(
-            executions.c.id == given.execution_id,
-            executions.c.tenant == given.tenant,
-            executions.c.state != ExecutionState.COMPLETED.value,
-        )
-        .values(
-            state=ExecutionState.COMPLETED.value,
-            outcome=given.outcome.value,
-            fault=given.fault.value,
-            exit_code=given.exit_code,
-            signal=settlement.signal,
-            sandbox_id=settlement.sandbox_id,
-            started_at=given.started_at,
-            ended_at=given.ended_at,
-            completed_event=settlement.last_event(record),
-            last_event_sequence=settlement.last_event_sequence,
-        )
+        _COMPLETE,
+        {
+            "of_id": given.execution_id,
+            "of_tenant": given.tenant,
+            "new_outcome": given.outcome.value,
+            "new_fault": given.fault.value,
+            "new_exit_code": given.exit_code,
+            "new_signal": settlement.signal,
+            "new_sandbox_id": settlement.sandbox_id,
+            "new_started_at": given.started_at,
+            "new_ended_at": given.ended_at,
+            "new_completed_event": settlement.last_event(record),
+            "new_last_event_sequence": settlement.last_event_sequence,
+        },
     )
     if not completed.rowcount:
         return _settled_before(connection, given)
-    connection.execute(insert(usage_records), rows.record_values(record, body))
+    connection.execute(_RECORD, rows.record_values(record, body))
     totals.add(connection, record, max_tenants, max_series)
-    connection.execute(update(ledger_head).values(sequence=record.sequence, hash=record.hash))
+    connection.execute(_SET_HEAD, {"new_sequence": record.sequence, "new_hash": record.hash})
     return record
 
 
 def head(connection: Connection) -> Head:
     """The end of the chain as the ledger itself has it."""
-    sequence, digest = connection.execute(select(ledger_head.c.sequence, ledger_head.c.hash)).one()
+    sequence, digest = connection.execute(_HEAD).one()
     return Head(sequence, digest)
 
 
 def _by_request(connection: Connection, tenant: str, request_id: str) -> Row[Any] | None:
-    return connection.execute(
-        select(executions).where(executions.c.tenant == tenant, executions.c.request_id == request_id)
-    ).one_or_none()
+    return connection.execute(_OF_REQUEST, {"of_tenant": tenant, "of_request": request_id}).one_or_none()
 
 
 def _same(before: Row[Any], request_hash: bytes) -> Row[Any]:

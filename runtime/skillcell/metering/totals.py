@@ -7,13 +7,30 @@ series ever falls, and a bound raised later serves only those who come later.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, distinct, func, insert, select, update
+from sqlalchemy import Connection, bindparam, distinct, func, insert, select, update
 
 from skillcell.core.types import Outcome, UsageRecord
 from skillcell.metering.records import Series, Sums
 from skillcell.storage.tables import totals
 
 OTHER = "_other"
+
+_SUMS = (
+    totals.c.calls,
+    totals.c.billed_ms,
+    totals.c.cpu_ns,
+    totals.c.memory_reserved_byte_ns,
+    totals.c.egress_bytes,
+    totals.c.output_bytes,
+)
+_KEY = (
+    (totals.c.tenant == bindparam("of_tenant"))
+    & (totals.c.publisher == bindparam("of_publisher"))
+    & (totals.c.skill == bindparam("of_skill"))
+    & (totals.c.outcome == bindparam("of_outcome"))
+)
+_READ = select(*_SUMS).where(_KEY)
+_WRITE = update(totals).where(_KEY).values({column: bindparam(f"new_{column.name}") for column in _SUMS})
 
 
 def sums_of(record: UsageRecord) -> Sums:
@@ -41,30 +58,31 @@ def plus(left: Sums, right: Sums) -> Sums:
 
 def add(connection: Connection, record: UsageRecord, max_tenants: int, max_series: int) -> None:
     """Adds a record. Reading, adding in Python and writing is safe, since writers exclude each other."""
-    columns = totals.c
-    key = (
-        (columns.tenant == record.tenant)
-        & (columns.publisher == record.publisher)
-        & (columns.skill == record.skill)
-        & (columns.outcome == record.outcome.value)
-    )
-    row = connection.execute(select(*_SUMS).where(key)).one_or_none()
+    key = {
+        "of_tenant": record.tenant,
+        "of_publisher": record.publisher,
+        "of_skill": record.skill,
+        "of_outcome": record.outcome.value,
+    }
+    row = connection.execute(_READ, key).one_or_none()
     more = sums_of(record)
     if row is not None:
-        connection.execute(update(totals).where(key).values(_values(plus(Sums(*row), more))))
+        values = _values(plus(Sums(*row), more))
+        connection.execute(_WRITE, key | {f"new_{name}": value for name, value in values.items()})
         return
     tenant, publisher, skill = _series(connection, record, max_tenants, max_series)
     connection.execute(
-        insert(totals).values(
-            tenant=record.tenant,
-            publisher=record.publisher,
-            skill=record.skill,
-            outcome=record.outcome.value,
-            series_tenant=tenant,
-            series_publisher=publisher,
-            series_skill=skill,
+        insert(totals),
+        {
+            "tenant": record.tenant,
+            "publisher": record.publisher,
+            "skill": record.skill,
+            "outcome": record.outcome.value,
+            "series_tenant": tenant,
+            "series_publisher": publisher,
+            "series_skill": skill,
             **_values(more),
-        )
+        },
     )
 
 
@@ -80,16 +98,6 @@ def series(connection: Connection) -> tuple[Series, ...]:
         Series(tenant, publisher, skill, Outcome(outcome), sums)
         for (tenant, publisher, skill, outcome), sums in sorted(merged.items(), key=lambda item: item[0])
     )
-
-
-_SUMS = (
-    totals.c.calls,
-    totals.c.billed_ms,
-    totals.c.cpu_ns,
-    totals.c.memory_reserved_byte_ns,
-    totals.c.egress_bytes,
-    totals.c.output_bytes,
-)
 
 
 def _values(sums: Sums) -> dict[str, int]:

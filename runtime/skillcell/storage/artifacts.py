@@ -11,7 +11,7 @@ import json
 import mimetypes
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from skillcell.core.errors import not_found
@@ -33,12 +33,16 @@ class ArtifactStore:
         """Where one execution's artifacts are written."""
         return ExecutionArtifacts(self._directory / execution_id)
 
-    async def read(self, execution_id: str, name: str) -> tuple[Artifact, AsyncIterator[bytes]]:
-        """An artifact and its bytes in chunks. Raises Fault NOT_FOUND."""
+    async def list(self, execution_id: str) -> tuple[Artifact, ...]:
+        """What is kept of an execution, in the order it came."""
+        return tuple(artifact for _, artifact in await asyncio.to_thread(_read_index, self._directory / execution_id))
+
+    async def read(self, execution_id: str, name: str, offset: int = 0) -> tuple[Artifact, AsyncGenerator[bytes]]:
+        """An artifact and its bytes from `offset` on, in chunks. Raises Fault NOT_FOUND."""
         directory = self._directory / execution_id
         for number, artifact in await asyncio.to_thread(_read_index, directory):
             if artifact.name == name:
-                return artifact, _chunks(directory / f"{number}.data")
+                return artifact, _chunks(directory / f"{number}.data", offset)
         raise not_found("artifact", name, f"execution {execution_id} has none of that name, or it is no longer kept")
 
     async def delete(self, execution_id: str) -> None:
@@ -129,7 +133,8 @@ def _read_index(directory: Path) -> list[tuple[int, Artifact]]:
     return found
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
+async def _chunks(path: Path, offset: int) -> AsyncGenerator[bytes]:
     with await asyncio.to_thread(path.open, "rb") as file:
+        file.seek(offset)
         while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
             yield chunk

@@ -14,9 +14,11 @@ import os
 import shutil
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from skillcell.core.errors import Fault, unavailable
 
 _HEADER = struct.Struct(">QI")
 """Sequence and length before each record."""
@@ -89,28 +91,30 @@ class Spool:
         return spool
 
     async def append(self, record: bytes, *, final: bool = False) -> int:
-        """Writes one record and returns its sequence. A final one always finds room, and nothing may follow it."""
+        """Writes one record and returns its sequence. A final one always finds room, and nothing may follow it: readers
+        end after it, also when it could not be written. Raises SpoolFull, and Fault when the disk takes no more (then
+        nothing was written).
+        """
         size = _HEADER.size + len(record)
         async with self._changed:
-            while self._bytes + size > self._limit and not final and self._segments:
+            while self._bytes + size > self._limit and self._segments and not (final or self._closed):
                 if self._let_go():
                     continue
                 if not self._readers and not self._expected:
                     raise SpoolFull(f"{self._bytes} bytes of events wait, and nobody reads them")
                 await self._changed.wait()
-            self._last += 1
-            segment = self._segment_for(size)
-            if not segment.index or segment.size - segment.index[-1][1] > _INDEX_BYTES:
-                segment.index.append((self._last, segment.size))
-            _write_all(segment.fd, _HEADER.pack(self._last, len(record)) + record)
-            segment.size += size
-            segment.last = self._last
-            self._bytes += size
-            self._closed = self._closed or final
-            self._changed.notify_all()
+            if self._closed:
+                raise RuntimeError("the spool is closed; nothing may follow its last record")
+            try:
+                self._write(_HEADER.pack(self._last + 1, len(record)) + record)
+            except OSError as error:
+                raise _not_kept(error) from error
+            finally:
+                self._closed = final
+                self._changed.notify_all()
             return self._last
 
-    async def read(self, after: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+    async def read(self, after: int = 0) -> AsyncGenerator[tuple[int, bytes]]:
         """Every record after `after`, in order, until the final one. Raises Expired when the first of them is gone."""
         if after + 1 < self.first_sequence:
             raise Expired(self.first_sequence)
@@ -126,6 +130,8 @@ class Spool:
                         await self._changed.wait()
                     if after >= self._last:
                         return
+                    if after + 1 < self.first_sequence:  # deleted meanwhile
+                        raise Expired(self.first_sequence)
                     batch = self._read_batch(after)
                 for sequence, record in batch:
                     yield sequence, record
@@ -153,44 +159,63 @@ class Spool:
         self._close_when_done()
 
     def _close_when_done(self) -> None:
-        if not self._released or self._readers:
-            return
+        if self._released and not self._readers:
+            self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         for segment in self._segments:
             if segment.fd >= 0:
                 os.close(segment.fd)
                 segment.fd = -1
 
     def delete(self) -> None:
-        """Removes everything."""
-        self.release()
+        """Removes everything; who still reads gets Expired."""
+        self._released = True
+        self._close_descriptors()
         self._segments.clear()
+        self._bytes = 0
         shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
+    def _write(self, framed: bytes) -> None:
+        segment = self._segment_for(len(framed))
+        _write_all(_descriptor(segment), framed, segment.size)  # until here it is as if nothing had been written
+        self._last += 1
+        if not segment.index or segment.size - segment.index[-1][1] > _INDEX_BYTES:
+            segment.index.append((self._last, segment.size))
+        segment.size += len(framed)
+        segment.last = self._last
+        self._bytes += len(framed)
+
     def _segment_for(self, size: int) -> _Segment:
-        if self._segments and self._segments[-1].size + size <= self._segment_bytes:
-            return self._segments[-1]
+        last = self._segments[-1] if self._segments else None
+        if last is not None and (not last.size or last.size + size <= self._segment_bytes):
+            return last
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._directory / f"{self._last:020d}.events"  # named by its first sequence
+        first = self._last + 1
+        path = self._directory / f"{first:020d}.events"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._segments.append(_Segment(path, fd, self._last))
+        self._segments.append(_Segment(path, fd, first))
         return self._segments[-1]
 
     def _load(self, path: Path) -> None:
+        """Takes a segment up to its last whole record; what can't follow the one before it is removed."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         segment = _Segment(path, fd, int(path.stem))
+        expected = self._last + 1 if self._segments else segment.first
         total = os.fstat(fd).st_size
         while segment.size + _HEADER.size <= total:
             sequence, length = _HEADER.unpack(os.pread(fd, _HEADER.size, segment.size))
             end = segment.size + _HEADER.size + length
-            if end > total:
+            if end > total or sequence != expected or not sequence:  # torn, or a hole that a lost machine left
                 break
             if not segment.index or segment.size - segment.index[-1][1] > _INDEX_BYTES:
                 segment.index.append((sequence, segment.size))
             segment.size, segment.last = end, sequence
+            expected += 1
         os.ftruncate(fd, segment.size)
         if not segment.last:
             os.close(fd)
@@ -206,13 +231,15 @@ class Spool:
         if not self._readers or min(self._readers.values()) < oldest.last:
             return False
         self._segments.popleft()
-        os.close(oldest.fd)
+        if oldest.fd >= 0:
+            os.close(oldest.fd)
         oldest.path.unlink(missing_ok=True)
         self._bytes -= oldest.size
         return True
 
     def _read_batch(self, after: int) -> list[tuple[int, bytes]]:
         segment = next(s for s in self._segments if s.last > after)
+        fd = _descriptor(segment)
         offset = 0
         for sequence, place in segment.index:
             if sequence > after + 1:
@@ -220,10 +247,10 @@ class Spool:
             offset = place
         batch: list[tuple[int, bytes]] = []
         while offset < segment.size and not batch:
-            block = os.pread(segment.fd, _BATCH_BYTES, offset)
+            block = os.pread(fd, min(_BATCH_BYTES, segment.size - offset), offset)
             _, length = _HEADER.unpack_from(block)
             if _HEADER.size + length > len(block):
-                block = os.pread(segment.fd, _HEADER.size + length, offset)
+                block = os.pread(fd, _HEADER.size + length, offset)
             place = 0
             while place + _HEADER.size <= len(block):
                 sequence, length = _HEADER.unpack_from(block, place)
@@ -237,7 +264,20 @@ class Spool:
         return batch
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _descriptor(segment: _Segment) -> int:
+    """Open again after a release, for who reads late; the last reader to leave closes it."""
+    if segment.fd < 0:
+        segment.fd = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
+    return segment.fd
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _not_kept(error: OSError) -> Fault:
+    why = os.strerror(error.errno or 0)
+    return unavailable("STORAGE_UNAVAILABLE", f"the gateway can't keep the call's events: {why}")

@@ -141,6 +141,10 @@ class DockerDriver:
             return frozenset()
         return declared - docker_checks.lost_guarantees(facts, sampled=bool(self._sampled_because))
 
+    async def ready(self) -> None:
+        """One ping; UNAVAILABLE when the engine is gone."""
+        await self._finished(self._engine.submit(lambda client: client.ping()))
+
     async def create(self, spec: SandboxSpec) -> DockerSandbox:
         """Make and start it; on any error, and when canceled, nothing is left."""
         if not _ID.fullmatch(spec.sandbox_id):

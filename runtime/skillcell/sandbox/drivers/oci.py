@@ -20,9 +20,10 @@ from typing import Any
 from skillcell.core.errors import Fault, FaultKind, precondition
 from skillcell.core.types import Counters, Isolation
 from skillcell.sandbox import hardening, uids
+from skillcell.sandbox.cgroup_files import check_limits
 from skillcell.sandbox.cgroups import Cgroup, CgroupTree
-from skillcell.sandbox.channel import SocketChannel, Tail
-from skillcell.sandbox.driver import Check, DiskUsage, Found, Guarantee, SandboxSpec
+from skillcell.sandbox.channel import PipeChannel, SocketChannel, Tail
+from skillcell.sandbox.driver import ByteChannel, Check, DiskUsage, Found, Guarantee, SandboxSpec
 from skillcell.sandbox.drivers.oci_runtimes import FIXES, Runtime, find_runtime
 from skillcell.sandbox.launcher_client import LauncherClient
 
@@ -46,7 +47,7 @@ class OciSettings:
 class OciSandbox:
     """One live sandbox."""
 
-    def __init__(self, driver: OciDriver, sandbox_id: str, channel: SocketChannel, cgroup: Cgroup, tail: Tail) -> None:
+    def __init__(self, driver: OciDriver, sandbox_id: str, channel: ByteChannel, cgroup: Cgroup, tail: Tail) -> None:
         self._driver = driver
         self._id = sandbox_id
         self._channel = channel
@@ -58,7 +59,7 @@ class OciSandbox:
         return self._id
 
     @property
-    def channel(self) -> SocketChannel:
+    def channel(self) -> ByteChannel:
         return self._channel
 
     async def counters(self) -> Counters:
@@ -123,8 +124,13 @@ class OciDriver:
             return frozenset()
         return hardening.GUARANTEES.get((self.name, isolation), frozenset())
 
+    async def ready(self) -> None:
+        """The launcher lives, or lives again. Raises Fault."""
+        await self._ready()
+
     async def create(self, spec: SandboxSpec) -> OciSandbox:
         runtime = self._runtime(spec.isolation)
+        check_limits(spec.limits)
         launcher = await self._ready()
         pair = self._ids.allocate(spec.sandbox_id)
         try:
@@ -148,7 +154,7 @@ class OciDriver:
             cgroups_path="" if runtime.joins else f"{self._cgroups().engine_root}/{spec.sandbox_id}/container",
         )
         config = hardening.oci_config(spec, place)
-        ours, theirs = socket.socketpair()
+        channel, theirs = _open_channel(sockets=runtime.sockets)
         errors, errors_in = os.pipe2(os.O_CLOEXEC)
         tail = Tail(errors)
         try:
@@ -164,16 +170,16 @@ class OciDriver:
                 "packages": [str(mount.path) for mount in spec.mounts],
                 "layers": hardening.layer_names(spec.mounts),
             }
-            await launcher.ask(request, config, (theirs.fileno(), errors_in))
+            await launcher.ask(request, config, (*theirs, errors_in))
         except BaseException:
-            ours.close()
+            await channel.close()
             tail.close()
             raise
         finally:
-            theirs.close()
-            os.close(errors_in)
+            for descriptor in {*theirs, errors_in}:
+                os.close(descriptor)
         cgroup = Cgroup(self._cgroups(), spec.sandbox_id)
-        sandbox = OciSandbox(self, spec.sandbox_id, SocketChannel(ours), cgroup, tail)
+        sandbox = OciSandbox(self, spec.sandbox_id, channel, cgroup, tail)
         self._live[spec.sandbox_id] = sandbox
         return sandbox
 
@@ -283,3 +289,14 @@ class OciDriver:
                     await asyncio.to_thread(cgroup.kill)
         with suppress(Fault):
             await self._ready()
+
+
+def _open_channel(*, sockets: bool) -> tuple[ByteChannel, tuple[int, int]]:
+    """Our end, and the agent's stdin and stdout (one descriptor twice, when it is a socket)."""
+    if sockets:
+        ours, theirs = socket.socketpair()
+        descriptor = theirs.detach()
+        return SocketChannel(ours), (descriptor, descriptor)
+    stdin, writing = os.pipe2(os.O_CLOEXEC)
+    reading, stdout = os.pipe2(os.O_CLOEXEC)
+    return PipeChannel(reading, writing), (stdin, stdout)

@@ -34,7 +34,9 @@ class Runtime:
     """Whether the caller joins the sandbox's cgroup before it becomes the runtime."""
     locked: bool
     """Whether it can use mounts whose nosuid and nodev are locked."""
-    own_threads: int = 0
+    sockets: bool
+    """Whether a blocked write to a socket blocks: inside runsc of 2022 it fails with EAGAIN, so it gets pipes."""
+    own_threads: int
     """Threads of its own that the pids limit must leave room for: a sentry that can't make one dies."""
 
     def argv(self, sandbox_id: str, directory: Path) -> list[str]:
@@ -44,9 +46,9 @@ class Runtime:
 
 
 _KNOWN = {
-    "crun": (("--cgroup-manager=disabled",), True, True, 0),
-    "runc": ((), False, True, 0),
-    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups", "--oci-seccomp"), True, False, 1024),
+    "crun": (("--cgroup-manager=disabled",), True, True, True, 0),
+    "runc": ((), False, True, True, 0),
+    "runsc": (("--platform=ptrace", "--network=none", "--ignore-cgroups"), True, False, False, 1024),
 }
 
 _PREFERRED = {Isolation.STANDARD: ("crun", "runc"), Isolation.GVISOR: ("runsc",)}

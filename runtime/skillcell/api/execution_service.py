@@ -1,0 +1,181 @@
+"""ExecutionService: thin; what it decides is only what gRPC forces on it.
+
+A call belongs to the executor, not to the RPC that started it: `Execute` is `StartExecution` and `WatchExecution` in
+one, and when its client goes the executor decides what becomes of the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Any
+
+import grpc.aio
+
+from skillcell.api.edge import caller
+from skillcell.core.errors import Fault, FaultKind, invalid
+from skillcell.core.records import StoredExecution
+from skillcell.core.types import CancelReason
+from skillcell.execution import Executor
+from skillcell.metering.ledger import Ledger
+from skillcell.metering.records import ExecutionFilter
+from skillcell.storage.artifacts import ArtifactStore
+from skillcell.v1 import execution_pb2 as pb
+from skillcell.v1 import execution_pb2_grpc
+from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, OUTCOME
+from skillcell.wire.events import artifact_to_proto
+from skillcell.wire.executions import execution_to_proto
+from skillcell.wire.limits import limits_to_proto
+from skillcell.wire.requests import spec_from_proto
+from skillcell.wire.times import instant_from_proto
+
+Context = grpc.aio.ServicerContext[Any, Any]
+EXECUTION_ID = "skillcell-execution-id"
+_CHUNK_BYTES = 256 * 1024
+
+
+class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
+    """Calls and their events."""
+
+    def __init__(self, executor: Executor, ledger: Ledger, artifacts: ArtifactStore, kept: timedelta) -> None:
+        self._executor = executor
+        self._ledger = ledger
+        self._artifacts = artifacts
+        self._kept = kept
+
+    async def Execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
+        principal = caller()
+        domain = spec_from_proto(request.spec, request.request_id, request.on_disconnect)
+        execution_id = await self._executor.start(principal, domain, attached=True)
+        finished = False
+        try:
+            await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
+            async with aclosing(self._executor.watch(principal, execution_id)) as records:
+                async for record in records:
+                    yield as_response(record)
+            finished = True
+        finally:
+            if not finished:
+                await asyncio.shield(self._executor.reader_left(execution_id, _why_gone(context)))
+
+    async def StartExecution(self, request: pb.StartExecutionRequest, context: Context) -> pb.StartExecutionResponse:
+        principal = caller()
+        execution_id = await self._executor.start(
+            principal, spec_from_proto(request.spec, request.request_id), attached=False
+        )
+        return pb.StartExecutionResponse(execution=await self._execution(execution_id))
+
+    async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
+        execution_id = request.execution_id
+        if request.WhichOneof("key") == "request_id":
+            execution_id = await self._ledger.execution_of(caller(), request.request_id)
+        return pb.GetExecutionResponse(execution=await self._execution(execution_id))
+
+    async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:
+        page = await self._ledger.list_executions(
+            caller(), _filter(request.filter), request.page_size, request.page_token
+        )
+        return pb.ListExecutionsResponse(
+            executions=[execution_to_proto(self._now(stored)) for stored in page.executions],
+            next_page_token=page.next_page_token,
+        )
+
+    async def WatchExecution(  # type: ignore[override]
+        self, request: pb.WatchExecutionRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        watching = self._executor.watch(caller(), request.execution_id, request.after_sequence)
+        finished = False
+        try:
+            async with aclosing(watching) as records:
+                async for record in records:
+                    yield as_response(record)
+            finished = True
+        finally:
+            if not finished:
+                await asyncio.shield(self._executor.reader_left(request.execution_id, CancelReason.DISCONNECT))
+
+    async def CancelExecution(self, request: pb.CancelExecutionRequest, context: Context) -> pb.CancelExecutionResponse:
+        await self._executor.cancel(caller(), request.execution_id)
+        return pb.CancelExecutionResponse(execution=await self._execution(request.execution_id))
+
+    async def GetArtifact(
+        self, request: pb.GetArtifactRequest, context: Context
+    ) -> AsyncIterator[pb.GetArtifactResponse]:
+        await self._ledger.get_execution(caller(), request.execution_id)
+        artifact, chunks = await self._artifacts.read(request.execution_id, request.name, request.offset)
+        if request.offset > artifact.size_bytes:
+            raise invalid("offset", f"is {request.offset}; the artifact has {artifact.size_bytes} bytes")
+        left = request.length or artifact.size_bytes - request.offset
+        offset = request.offset
+        first = pb.GetArtifactResponse(artifact=artifact_to_proto(artifact), offset=offset)
+        async with aclosing(chunks) as data:
+            async for chunk in data:
+                first.data = chunk[:left]
+                yield first
+                offset, left = offset + len(first.data), left - len(first.data)
+                first = pb.GetArtifactResponse(offset=offset)
+                if left <= 0:
+                    return
+        if first.HasField("artifact"):
+            yield first
+
+    async def EstimateExecution(
+        self, request: pb.EstimateExecutionRequest, context: Context
+    ) -> pb.EstimateExecutionResponse:
+        plan = await self._executor.plan(caller(), spec_from_proto(request.spec))
+        return pb.EstimateExecutionResponse(
+            version=plan.version.version,
+            digest=plan.version.digest,
+            entrypoint=plan.entrypoint.name,
+            limits=limits_to_proto(plan.limits),
+            isolation=ISOLATION.to_wire(plan.isolation),
+            reservations=[
+                pb.Reservation(quota="memory", amount=plan.limits.memory_bytes, available=True),
+                pb.Reservation(quota="cpu", amount=plan.limits.milli_cpus, available=True),
+            ],
+        )
+
+    async def _execution(self, execution_id: str) -> pb.Execution:
+        principal = caller()
+        stored = self._now(await self._ledger.get_execution(principal, execution_id))
+        artifacts = await self._artifacts.list(execution_id)
+        expires: datetime | None = stored.ended_at + self._kept if stored.ended_at else None
+        return execution_to_proto(stored, artifacts=artifacts, expires_at=expires)
+
+    def _now(self, stored: StoredExecution) -> StoredExecution:
+        """The store hears of a start a moment late; a live call knows better."""
+        return self._executor.refreshed(stored)
+
+
+def as_response(record: bytes) -> bytes:
+    """An encoded ExecutionEvent as the bytes of ExecuteResponse or WatchExecutionResponse, whose field 1 it is."""
+    length, prefix = len(record), bytearray(b"\x0a")
+    while length > 127:
+        prefix.append(length & 127 | 128)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix) + record
+
+
+def _why_gone(context: Context) -> CancelReason:
+    remaining = context.time_remaining()
+    return CancelReason.DEADLINE if remaining is not None and remaining <= 0 else CancelReason.CLIENT
+
+
+def _filter(message: pb.ExecutionFilter) -> ExecutionFilter:
+    publisher, _, rest = message.skill.partition("/")
+    skill, _, _ = rest.partition("@")
+    for name in ("session_id", "parent_id"):
+        if getattr(message, name):
+            raise Fault(FaultKind.UNIMPLEMENTED, "NOT_SERVED", f"filter.{name} is not served by this gateway")
+    return ExecutionFilter(
+        states=tuple(EXECUTION_STATE.from_wire(state) for state in message.states),
+        outcomes=tuple(OUTCOME.from_wire(outcome) for outcome in message.outcomes),
+        publisher=publisher,
+        skill=skill,
+        labels=dict(message.labels),
+        since=instant_from_proto(message.time.start) if message.time.HasField("start") else None,
+        until=instant_from_proto(message.time.end) if message.time.HasField("end") else None,
+    )

@@ -1,0 +1,177 @@
+"""UsageService: the ledger for billing pipelines. Quotas, statements and payouts are not served here yet."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+
+from skillcell.api.edge import caller
+from skillcell.core.errors import invalid
+from skillcell.core.types import Outcome, UsageRecord
+from skillcell.metering.canonical import canonical
+from skillcell.metering.ledger import Ledger
+from skillcell.metering.records import Bucket, Grouping, Head, UsageFilter, UsageGroup
+from skillcell.metering.verification import Defect
+from skillcell.storage.pages import decode_token, encode_token, fingerprint
+from skillcell.v1 import types_pb2, usage_pb2_grpc
+from skillcell.v1 import usage_pb2 as pb
+from skillcell.wire.enums import OUTCOME
+from skillcell.wire.times import duration_to_proto, instant_from_proto, instant_to_proto
+from skillcell.wire.usage import usage_to_proto
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_BATCH = 500
+_FOLLOW_SECONDS = 0.5
+_DIMENSIONS = {
+    pb.USAGE_DIMENSION_TENANT: "tenant",
+    pb.USAGE_DIMENSION_SKILL: "skill",
+    pb.USAGE_DIMENSION_PUBLISHER: "publisher",
+    pb.USAGE_DIMENSION_VERSION: "version",
+    pb.USAGE_DIMENSION_OUTCOME: "outcome",
+}
+_BUCKETS = {
+    pb.TIME_BUCKET_HOUR: Bucket.HOUR,
+    pb.TIME_BUCKET_DAY: Bucket.DAY,
+    pb.TIME_BUCKET_MONTH: Bucket.MONTH,
+}
+_DEFECTS = {
+    Defect.EDITED: pb.LedgerDefect.KIND_EDITED,
+    Defect.DELETED: pb.LedgerDefect.KIND_MISSING,
+    Defect.REORDERED: pb.LedgerDefect.KIND_CHAIN_BROKEN,
+    Defect.TRUNCATED: pb.LedgerDefect.KIND_WITNESS_DIFFERS,
+    Defect.TOTALS_DIFFER: pb.LedgerDefect.KIND_TOTALS_DIFFER,
+    Defect.RECORD_MISSING: pb.LedgerDefect.KIND_RECORD_COUNT,
+}
+
+
+class UsageService(usage_pb2_grpc.UsageServiceServicer):
+    """Records, sums, and the proof that they are whole."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def ListUsageRecords(
+        self, request: pb.ListUsageRecordsRequest, context: Context
+    ) -> pb.ListUsageRecordsResponse:
+        size = request.page_size or 50
+        question = fingerprint("usage", request.filter.SerializeToString(deterministic=True))
+        after = 0
+        if request.page_token:
+            after = int(decode_token(request.page_token, question, int)[0])
+        found = await self._ledger.list_usage_records(caller(), after, size + 1, _filter(request.filter))
+        page = found[:size]
+        return pb.ListUsageRecordsResponse(
+            records=[_record(record, request.include_canonical_bytes) for record in page],
+            next_page_token=encode_token(question, page[-1].sequence) if len(found) > size else "",
+        )
+
+    async def StreamUsageRecords(
+        self, request: pb.StreamUsageRecordsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamUsageRecordsResponse]:
+        principal, wanted, after = caller(), _filter(request.filter), request.after_sequence
+        head = await self._ledger.head()
+        if after > head.sequence:
+            raise invalid("after_sequence", f"is {after}; the ledger ends at {head.sequence}")
+        while True:
+            batch = await self._ledger.list_usage_records(principal, after, _BATCH, wanted)
+            for record in batch:
+                yield pb.StreamUsageRecordsResponse(record=_record(record, True))
+                after = record.sequence
+            if batch:
+                continue
+            if not request.follow:
+                return
+            await asyncio.sleep(_FOLLOW_SECONDS)
+
+    async def GetUsageSummary(self, request: pb.GetUsageSummaryRequest, context: Context) -> pb.GetUsageSummaryResponse:
+        unserved = [dimension for dimension in request.group_by if dimension not in _DIMENSIONS]
+        if unserved:
+            raise invalid("group_by", f"{pb.UsageDimension.Name(unserved[0])} is not served")
+        if len(request.group_by_labels) > 1:
+            raise invalid("group_by_labels", f"{len(request.group_by_labels)} labels are given; the limit is 1")
+        grouping = Grouping(
+            by=tuple(_DIMENSIONS[dimension] for dimension in request.group_by),
+            label=request.group_by_labels[0] if request.group_by_labels else "",
+            bucket=_BUCKETS.get(request.bucket),
+            where=_filter(request.filter),
+        )
+        groups = await self._ledger.usage_summary(caller(), grouping)
+        question = fingerprint("summary", request.filter.SerializeToString(deterministic=True), grouping)
+        first = int(decode_token(request.page_token, question, int)[0]) if request.page_token else 0
+        size = request.page_size or 1000
+        more = len(groups) > first + size
+        return pb.GetUsageSummaryResponse(
+            groups=[_group(group) for group in groups[first : first + size]],
+            next_page_token=encode_token(question, first + size) if more else "",
+            as_of_sequence=(await self._ledger.head()).sequence,
+        )
+
+    async def VerifyLedger(self, request: pb.VerifyLedgerRequest, context: Context) -> pb.VerifyLedgerResponse:
+        if request.from_sequence > 1 or request.to_sequence:
+            raise invalid("from_sequence", "the whole ledger is verified; leave from_sequence and to_sequence unset")
+        witness = None
+        if request.HasField("witness"):
+            witness = Head(request.witness.sequence, request.witness.hash)
+        began = time.monotonic_ns()
+        verification = await self._ledger.verify(witness)
+        head = pb.LedgerHead(sequence=verification.head.sequence, hash=verification.head.hash)
+        return pb.VerifyLedgerResponse(
+            intact=verification.whole,
+            records_checked=verification.records,
+            defects=[
+                pb.LedgerDefect(kind=_DEFECTS[problem.defect], sequence=problem.sequence, detail=problem.detail)
+                for problem in verification.problems
+            ],
+            head=head,
+            duration=duration_to_proto(time.monotonic_ns() - began),
+        )
+
+
+def _record(record: UsageRecord, with_bytes: bool) -> pb.UsageRecord:
+    return usage_to_proto(record, canonical(record) if with_bytes else b"")
+
+
+def _filter(message: pb.UsageFilter) -> UsageFilter:
+    publisher, _, skill = message.skill.partition("/")
+    if message.publisher and publisher and message.publisher != publisher:
+        raise invalid("filter.publisher", f"is {message.publisher}, and filter.skill names {publisher}")
+    return UsageFilter(
+        tenant=message.tenant,
+        publisher=publisher or message.publisher,
+        skill=skill,
+        execution_id=message.execution_id,
+        outcomes=tuple(OUTCOME.from_wire(outcome) for outcome in message.outcomes),
+        labels=dict(message.labels),
+        since=instant_from_proto(message.time.start) if message.time.HasField("start") else None,
+        until=instant_from_proto(message.time.end) if message.time.HasField("end") else None,
+    )
+
+
+def _group(group: UsageGroup) -> pb.UsageGroup:
+    key = dict(group.key)
+    labels = {name.removeprefix("label:"): key.pop(name) for name in list(key) if name.startswith("label:")}
+    outcome = key.pop("outcome", "")
+    message = pb.UsageGroup(
+        tenant=key.get("tenant", ""),
+        publisher=key.get("publisher", ""),
+        skill=key.get("skill", ""),
+        version=key.get("version", ""),
+        labels=labels,
+        totals=pb.UsageTotals(
+            calls=group.sums.calls,
+            billed_ms=group.sums.billed_ms,
+            cpu_total_ns=group.sums.cpu_ns,
+            memory_limit_byte_ns=str(group.sums.memory_reserved_byte_ns),
+            egress_out_bytes=group.sums.egress_bytes,
+            output_bytes=group.sums.output_bytes,
+        ),
+    )
+    if outcome:
+        message.outcome = OUTCOME.to_wire(Outcome(outcome))
+    if group.start is not None:
+        message.time.CopyFrom(types_pb2.TimeRange(start=instant_to_proto(group.start)))
+    return message

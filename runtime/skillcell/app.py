@@ -1,0 +1,250 @@
+"""The composition root: the only place that constructs. Read `gateway` from top to bottom and you know all there is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import structlog
+
+from skillcell.admission.planner import Planner
+from skillcell.admission.policy import Policy
+from skillcell.api.auth import ALL_ROLES, ApiKeys, hash_key
+from skillcell.api.execution_service import ExecutionService
+from skillcell.api.registry_service import RegistryService
+from skillcell.api.server import Health, ServerSettings, serving
+from skillcell.api.usage_service import UsageService
+from skillcell.core.clock import Clock, SystemClock
+from skillcell.core.errors import Fault
+from skillcell.core.plan import Plan
+from skillcell.core.records import Admission
+from skillcell.core.types import Principal
+from skillcell.engines import Engine, check_engine, engine_for, prepare_images
+from skillcell.execution import Executor, ExecutorSettings, Gateway, Stages
+from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
+from skillcell.metering.ledger import Ledger
+from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
+from skillcell.metering.prometheus import CallMetrics
+from skillcell.recovery import Recovery
+from skillcell.registry.assembly import Registry, open_registry
+from skillcell.retention import Retention
+from skillcell.sandbox.agent_package import agent_command, build_agent_package
+from skillcell.sandbox.driver import Check, PackageMount
+from skillcell.sandbox.outputs import Check as OutputCheck
+from skillcell.sandbox.prepare import mounts_for
+from skillcell.scheduler.capacity import Capacity, CapacityGate
+from skillcell.scheduler.leases import Leases
+from skillcell.scheduler.reaper import Reaper
+from skillcell.settings import Settings, split_address
+from skillcell.storage.artifacts import ArtifactStore
+from skillcell.storage.database import Database
+from skillcell.storage.spool import Spool
+from skillcell.wire.events import EventEncoder, Pinned
+
+log = structlog.get_logger("skillcell")
+_RETENTION_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that serves."""
+
+    address: str
+    metrics: str
+    data: DataDirectory
+    driver: str
+    executor: Executor
+    health: Health
+
+
+@asynccontextmanager
+async def gateway(settings: Settings) -> AsyncIterator[Running]:
+    """Everything of one gateway, built in the order of its dependencies; serves until the block ends. Raises Fault."""
+    async with AsyncExitStack() as stack:
+        clock, health, metrics = SystemClock(), Health(), CallMetrics()
+        data = stack.enter_context(open_data(settings.data))
+        database = await stack.enter_async_context(await Database.open(data.database_url))
+        ledger = Ledger(database)
+        await ledger.check()
+        engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
+        registry = open_registry(settings, data, database, engine)
+        artifacts = ArtifactStore(data.artifacts)
+        leases = _leases(settings, data, engine, clock)
+        executor = _executor(settings, data, engine, clock, registry, leases, ledger, artifacts, metrics)
+        recovery = Recovery(ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data))
+        recovered = await recovery.run(data.instance_id)
+        reaper = Reaper(engine.driver, lambda: leases.live)
+        reaped = await reaper.sweep(at_once=True)
+        retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, executor.is_live)
+        await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
+        await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
+        host, port = split_address(settings.metrics)
+        metrics_server = await stack.enter_async_context(
+            MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))
+        )
+        services = (
+            ExecutionService(  # type: ignore[abstract] # what is not served answers UNIMPLEMENTED at the edge
+                executor, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds)
+            ),
+            RegistryService(registry),
+            UsageService(ledger),  # type: ignore[abstract]
+        )
+        server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
+        port = await stack.enter_async_context(serving(server_settings, _authenticator(data), services, health))
+        await health.serving(True)
+        log.info("serving", driver=engine.driver.name, recovered=recovered, reaped=reaped, data=str(data.path))
+        yield Running(
+            address=f"{split_address(settings.listen)[0]}:{port}",
+            metrics=f"{metrics_server.host}:{metrics_server.port}",
+            data=data,
+            driver=engine.driver.name,
+            executor=executor,
+            health=health,
+        )
+
+
+async def serve(settings: Settings, announce: Callable[[Running], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: calls may finish for a while, all are settled. Raises Fault."""
+    configure_logging()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with gateway(settings) as running:
+        write_note(running.address, running.metrics, running.data.development_key)
+        announce(running)
+        await stopping.wait()
+        log.info("draining", live=running.executor.live, within_seconds=settings.drain_seconds)
+        await running.health.serving(False)
+        await running.executor.drain(settings.drain_seconds)
+    log.info("stopped")
+
+
+async def doctor(settings: Settings) -> Sequence[Check]:
+    """Each thing that this machine needs, and the exact fix where it lacks; never raises."""
+    data = make_data(settings.data)
+    return await check_engine(settings, data.images)
+
+
+def prepare(settings: Settings, aliases: Sequence[str], say: Callable[[str], None]) -> None:
+    """Makes the sandbox images that are missing. Raises Fault."""
+    prepare_images(settings, aliases, make_data(settings.data).images, say)
+
+
+def configure_logging() -> None:
+    """One JSON object a line on stderr, ours and the libraries'."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _leases(settings: Settings, data: DataDirectory, engine: Engine, clock: Clock) -> Leases:
+    capacity = Capacity.of_machine(
+        reserve=settings.memory_reserve,
+        cpu_overcommit=settings.cpu_overcommit,
+        queue_length=settings.queue_length,
+    )
+    agent = build_agent_package(data.agent)
+
+    def mounts(plan: Plan) -> tuple[PackageMount, ...]:
+        return mounts_for(plan, data.packages, data.layers, agent)
+
+    return Leases(
+        engine.driver,
+        CapacityGate(capacity),
+        clock,
+        images=engine.image,
+        mounts=mounts,
+        agent_command=lambda image: agent_command(image.python),
+    )
+
+
+def _executor(  # noqa: PLR0917 - the one place where all stages meet
+    settings: Settings,
+    data: DataDirectory,
+    engine: Engine,
+    clock: Clock,
+    registry: Registry,
+    leases: Leases,
+    ledger: Ledger,
+    artifacts: ArtifactStore,
+    metrics: CallMetrics,
+) -> Executor:
+    def output_check(plan: Plan) -> OutputCheck | None:
+        return registry.rules.output_check(plan.entrypoint)
+
+    stages = Stages(
+        planner=Planner(registry.catalog, registry.rules, Policy(), engine.classes(), settings.isolation),
+        leases=leases,
+        ledger=ledger,
+        observer=metrics,
+        new_codec=lambda plan, execution_id: EventEncoder(
+            execution_id, Pinned(plan.version.version, plan.version.digest, plan.entrypoint.name)
+        ),
+        new_spool=lambda execution_id: Spool(data.events / execution_id, limit_bytes=settings.spool_bytes),
+        kept_spool=_kept_spools(settings, data, closed=True),
+        artifacts=artifacts.sink,
+        output_check=output_check,
+    )
+    me = Gateway(data.instance_id, boot_id(), engine.driver.name)
+    return Executor(stages, me, clock, ExecutorSettings(settings.reconnect_seconds))
+
+
+def _kept_spools(settings: Settings, data: DataDirectory, *, closed: bool = False) -> Callable[[str], Spool]:
+    def kept(execution_id: str) -> Spool:
+        return Spool.reopen(data.events / execution_id, limit_bytes=settings.spool_bytes, closed=closed)
+
+    return kept
+
+
+def _recovered_codec(admission: Admission) -> EventEncoder:
+    return EventEncoder(admission.execution_id)
+
+
+def _authenticator(data: DataDirectory) -> ApiKeys:
+    everything = Principal(tenant="dev", publishers=frozenset({"*"}), roles=ALL_ROLES, key_id="development")
+    return ApiKeys({hash_key(data.development_key): everything})
+
+
+def _readiness(engine: Engine, ledger: Ledger, executor: Executor) -> Readiness:
+    async def why_not() -> tuple[str, ...]:
+        reasons = []
+        if executor.draining:
+            reasons.append("draining")
+        if not await ledger.probe():
+            reasons.append("the ledger can't be written")
+        try:
+            await engine.driver.ready()
+        except Fault as fault:
+            reasons.append(fault.message)
+        return tuple(reasons)
+
+    return why_not
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -103,6 +103,5 @@ PYTHONHASHSEED=0 python3 -I -m compileall -q -j1 --invalidation-mode unchecked-h
 chown -hR 0:0 .
 find . -not -type l -perm /7022 -exec chmod u-s,g-s,o-t,go-w {} +
 chmod -R u+rwX,a+rX .
-chmod 0700 root
 chmod 1777 tmp
 find . -depth -exec touch -h -d "@$epoch" {} +

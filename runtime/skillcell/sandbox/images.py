@@ -177,7 +177,7 @@ class ImageStore:
 
     @contextmanager
     def building(self) -> Iterator[Path]:
-        """A scratch directory on the store's file system, under the store's lock: one builder at a time, over all processes."""
+        """A scratch directory on the store's file system, under its lock: one builder at a time over all processes."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.directory / ".lock", "a+b") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

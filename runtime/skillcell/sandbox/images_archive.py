@@ -194,8 +194,8 @@ def _sha256(data: bytes) -> str:
 def _mismatch(expected: str, seen: list[str]) -> Fault:
     return invalid(
         "reference",
-        f"names {expected}, the archive holds {', '.join(seen) or 'nothing'}. A docker-save archive knows only the image "
-        "ID; an OCI archive (`skopeo copy docker://… oci-archive:image.tar`) keeps the manifest's digest",
+        f"names {expected}, the archive holds {', '.join(seen) or 'nothing'}. A docker-save archive knows only the "
+        "image ID; an OCI archive (`skopeo copy docker://… oci-archive:image.tar`) keeps the manifest's digest",
         reason="IMAGE_DIGEST_MISMATCH",
         value=expected,
     )

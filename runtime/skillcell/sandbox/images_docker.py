@@ -33,6 +33,7 @@ RECIPE_LABEL = "skillcell.recipe"
 DIGEST_LABEL = "skillcell.digest"
 _PROBE = "import sys; print('%d.%d %s' % (sys.version_info[0], sys.version_info[1], sys.executable))"
 _PROBE_SECONDS = 60
+_ABSENT = ("manifest unknown", "name unknown", "repository does not exist")
 
 
 class DockerImages:
@@ -173,7 +174,8 @@ class DockerImages:
         try:
             return self._client.images.pull(repository, tag=digest)
         except APIError as error:
-            if error.status_code == 404:
+            # Engines up to 24 answer 500 for what the registry does not have, and say so only in words.
+            if error.status_code == 404 or any(words in str(error.explanation) for words in _ABSENT):
                 raise precondition(
                     "IMAGE_NOT_PULLED", f"the engine's registry has no image {reference!r}", image=reference
                 ) from error

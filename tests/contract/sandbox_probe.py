@@ -1,4 +1,4 @@
-"""A stand-in for the agent, for tests of drivers alone: it runs Python sent to it inside the sandbox and answers in JSON."""
+"""A stand-in for the agent, for tests of drivers alone: it runs Python sent to it and answers in JSON."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.driver_contract import DriverContract
-from skillcell.core.types import Isolation
+from contract.gvisor_contract import GvisorContract
 from skillcell.sandbox.driver import Driver
 from skillcell.sandbox.drivers.oci import OciDriver, OciSettings
 
@@ -35,6 +35,5 @@ class TestRunc(_Oci):
 
 
 @pytest.mark.skipif(shutil.which("runsc") is None, reason="runsc is not installed: gvisor.dev/docs/user_guide/install")
-class TestRunsc(_Oci):
+class TestRunsc(GvisorContract, _Oci):
     runtime = "runsc"
-    isolation = Isolation.GVISOR

@@ -62,7 +62,7 @@ def _unescape(field: str) -> str:
 
 def v1_settings(limits: Limits) -> tuple[Setting, ...]:
     """Every limit that v1 keeps, in an order the kernel accepts (memory before memory+swap)."""
-    _check(limits)
+    check_limits(limits)
     memory = str(limits.memory_bytes // _PAGE * _PAGE)
     quota = str(limits.milli_cpus * CPU_PERIOD_US // 1000)
     return (
@@ -76,7 +76,7 @@ def v1_settings(limits: Limits) -> tuple[Setting, ...]:
 
 def v2_settings(limits: Limits) -> tuple[Setting, ...]:
     """Every limit that v2 keeps. `memory.oom.group` stays off: the agent should outlive the Skill to tell of it."""
-    _check(limits)
+    check_limits(limits)
     memory = str(limits.memory_bytes // _PAGE * _PAGE)
     cpu = f"{limits.milli_cpus * CPU_PERIOD_US // 1000} {CPU_PERIOD_US}"
     return (
@@ -87,7 +87,8 @@ def v2_settings(limits: Limits) -> tuple[Setting, ...]:
     )
 
 
-def _check(limits: Limits) -> None:
+def check_limits(limits: Limits) -> None:
+    """INVALID_ARGUMENT for a limit that no cgroup can enforce."""
     if limits.memory_bytes < 1 << 20:
         raise invalid(
             "limits.memory_bytes", f"{limits.memory_bytes} is below the least that can be enforced, {1 << 20}"

@@ -1,4 +1,4 @@
-"""Bytes to and from an agent over a socket, and the last words of an agent that died.
+"""Bytes to and from an agent over a socket or pipes, and the last words of an agent that died.
 
 A reader could get two things wrong. Back-pressure comes from the socket alone: nothing is read ahead, so a caller
 who does not read stops the agent. And `asyncio`'s socket calls return at once while data is there, without letting
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _READ_BYTES = 256 * 1024
@@ -71,6 +71,77 @@ class SocketChannel:
         self._calls += 1
         if self._calls % _YIELD_AFTER == 0:
             await asyncio.sleep(0)
+
+
+class PipeChannel:
+    """`ByteChannel` over two pipes, for runtimes that can't take a socket. One reader and one writer at a time."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        for descriptor in (reading, writing):
+            os.set_blocking(descriptor, False)
+        self._reading = reading
+        self._writing = writing
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._calls = 0
+        self._closed = False
+
+    async def read(self, limit: int) -> bytes:
+        """1..limit bytes (at most 256 KiB), or b"" when the agent's side or this one is closed."""
+        await self._be_fair()
+        loop = asyncio.get_running_loop()
+        while not self._closed:
+            try:
+                return os.read(self._reading, min(limit, _READ_BYTES))
+            except BlockingIOError:
+                await self._wait(loop.add_reader, loop.remove_reader, self._reading)
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the kernel took all of it. Raises ConnectionError when the agent's side is gone."""
+        await self._be_fair()
+        loop = asyncio.get_running_loop()
+        view = memoryview(data)
+        while view:
+            if self._closed:
+                raise ConnectionResetError("the channel is closed")
+            try:
+                view = view[os.write(self._writing, view) :]
+            except BlockingIOError:
+                await self._wait(loop.add_writer, loop.remove_writer, self._writing)
+
+    async def close(self) -> None:
+        """End both directions; a read or write that waits ends too."""
+        if self._closed:
+            return
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._reading)
+        loop.remove_writer(self._writing)
+        os.close(self._reading)
+        os.close(self._writing)
+        for waiting in self._waiting:
+            _wake(waiting)
+
+    async def _wait(self, add: Callable[..., object], remove: Callable[[int], object], descriptor: int) -> None:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        add(descriptor, _wake, waiting)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+            if not self._closed:  # close removed them, and the number may be another file's by now
+                remove(descriptor)
+
+    async def _be_fair(self) -> None:
+        self._calls += 1
+        if self._calls % _YIELD_AFTER == 0:
+            await asyncio.sleep(0)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Tail:

@@ -84,7 +84,16 @@ _ALL = frozenset(Guarantee)
 GUARANTEES: Mapping[tuple[str, Isolation], frozenset[Guarantee]] = MappingProxyType(
     {
         ("oci", Isolation.STANDARD): _ALL,
-        ("oci", Isolation.GVISOR): _ALL,
+        # runsc 2022 called directly: its own kernel has its own namespaces, filters for itself, and its threads don't
+        # count as ours; of its processes outside, one runs as nobody, which other sandboxes share
+        ("oci", Isolation.GVISOR): _ALL
+        - {
+            Guarantee.SECCOMP,
+            Guarantee.OWN_UID,
+            Guarantee.USER_NAMESPACE,
+            Guarantee.PRIVATE_NAMESPACES,
+            Guarantee.PIDS_LIMIT,
+        },
         ("docker", Isolation.STANDARD): _ALL - {Guarantee.USER_NAMESPACE, Guarantee.SHARED_DISK_LIMIT},
         # runsc 2022 by way of an engine: its sentry and gofer run as nobody and root in namespaces of the
         # host's kernel, its own kernel filters for itself and its tmpfs counts no files, and past the pids limit it dies

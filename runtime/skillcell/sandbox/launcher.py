@@ -228,7 +228,6 @@ class Launcher:
         self._shown.add(target)
 
     def _spawn(self, kept: _Kept, argv: list[str], descriptors: list[int], *, join: bool) -> int:
-        channel, errors = descriptors
         procs = kept.cgroup.procs_files if join else ()
         pid = os.fork()
         if pid:
@@ -238,9 +237,8 @@ class Launcher:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
                 os.write(descriptor, b"0")
                 os.close(descriptor)
-            os.dup2(channel, 0)
-            os.dup2(channel, 1)
-            os.dup2(errors, 2)
+            for number, given in enumerate(descriptors):
+                os.dup2(given, number)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE):
                 signal.signal(number, signal.SIG_DFL)

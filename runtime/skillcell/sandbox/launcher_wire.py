@@ -1,7 +1,7 @@
 """Messages between gateway and launcher: one SOCK_SEQPACKET record each, JSON, then perhaps raw bytes and descriptors.
 
     request   {"id", "op": "create", "sandbox", "limits", "ids", "argv", "join", "root", "packages", "locked",
-              "layers"} and config.json, with two descriptors: the agent's socket and its stderr
+              "layers"} and config.json, with three descriptors: the agent's stdin, stdout and stderr
     request   {"id", "op": "kill" | "destroy" | "disk", "sandbox"}
     reply     {"id", ...}, or {"id", "fault": {"kind", "reason", "message"}}; reply 0 comes unasked, when it is ready
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from skillcell.core.errors import Fault, FaultKind, invalid, not_found
 from skillcell.core.records import Admission, StoredExecution
-from skillcell.core.types import ExecutionState, Principal, UsageRecord
+from skillcell.core.types import Principal, UsageRecord
 from skillcell.metering import listing, rows, settling, totals
 from skillcell.metering.records import (
     AdmitResult,
@@ -31,7 +31,7 @@ from skillcell.metering.records import (
 )
 from skillcell.metering.verification import Verification, Walk
 from skillcell.storage.database import Database
-from skillcell.storage.tables import execution_labels, executions, usage_records
+from skillcell.storage.tables import execution_labels, executions, unsettled, usage_records
 
 _SEES_ALL = frozenset({"biller", "operator"})
 _RUNNING_DELAY_SECONDS = 0.25
@@ -129,7 +129,7 @@ class Ledger:
     async def snapshot(self) -> LedgerSnapshot:
         """What Prometheus shows, all of one moment. It holds every call whose settlement has returned."""
         before = self._snapshot
-        open_executions = select(func.count()).where(executions.c.state != ExecutionState.COMPLETED.value)
+        open_executions = select(func.count()).select_from(executions).where(unsettled)
 
         def look(connection: Connection) -> LedgerSnapshot:
             unsettled = connection.execute(open_executions).scalar_one()

@@ -72,7 +72,13 @@ def admit(connection: Connection, admission: Admission) -> AdmitResult:
         connection.execute(
             _LABEL,
             [
-                {"execution_id": admission.execution_id, "tenant": admission.tenant, "key": key, "value": value}
+                {
+                    "execution_id": admission.execution_id,
+                    "tenant": admission.tenant,
+                    "admitted_at": admission.admitted_at,
+                    "key": key,
+                    "value": value,
+                }
                 for key, value in admission.labels.items()
             ],
         )

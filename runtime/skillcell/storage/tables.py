@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 
@@ -68,7 +69,11 @@ executions = Table(
     Index(None, "tenant", "admitted_at", "id"),
     Index(None, "tenant", "publisher", "skill", "admitted_at", "id"),
     Index("ix_executions_unsettled", "instance_id", "id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
+    Index("ix_executions_open", "tenant", "admitted_at", "id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
 )
+
+unsettled = executions.c.state != literal_column("'COMPLETED'")
+"""Spelled as the two partial indexes are, without a parameter, or they would not serve it."""
 
 execution_labels = Table(
     "execution_labels",
@@ -77,7 +82,9 @@ execution_labels = Table(
     Column("key", String(128), primary_key=True),
     Column("tenant", String(128), nullable=False),
     Column("value", Text, nullable=False),
-    Index(None, "tenant", "key", "value", "execution_id"),
+    # The execution's own, so that a page of one label is one walk along this index.
+    Column("admitted_at", Instant, nullable=False),
+    Index(None, "tenant", "key", "value", "admitted_at", "execution_id"),
 )
 
 usage_records = Table(

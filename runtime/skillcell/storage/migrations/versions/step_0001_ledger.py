@@ -20,12 +20,13 @@ def upgrade() -> None:
         sa.Column("key", sa.String(length=128), nullable=False),
         sa.Column("tenant", sa.String(length=128), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("admitted_at", Instant(), nullable=False),
         sa.PrimaryKeyConstraint("execution_id", "key", name="pk_execution_labels"),
     )
     op.create_index(
-        "ix_execution_labels_tenant_key_value_execution_id",
+        "ix_execution_labels_tenant_key_value_admitted_at_execution_id",
         "execution_labels",
-        ["tenant", "key", "value", "execution_id"],
+        ["tenant", "key", "value", "admitted_at", "execution_id"],
     )
     op.create_table(
         "executions",
@@ -73,6 +74,13 @@ def upgrade() -> None:
         "ix_executions_unsettled",
         "executions",
         ["instance_id", "id"],
+        sqlite_where=sa.text("state <> 'COMPLETED'"),
+        postgresql_where=sa.text("state <> 'COMPLETED'"),
+    )
+    op.create_index(
+        "ix_executions_open",
+        "executions",
+        ["tenant", "admitted_at", "id"],
         sqlite_where=sa.text("state <> 'COMPLETED'"),
         postgresql_where=sa.text("state <> 'COMPLETED'"),
     )

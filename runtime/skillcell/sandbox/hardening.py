@@ -95,8 +95,8 @@ GUARANTEES: Mapping[tuple[str, Isolation], frozenset[Guarantee]] = MappingProxyT
             Guarantee.PIDS_LIMIT,
         },
         ("docker", Isolation.STANDARD): _ALL - {Guarantee.USER_NAMESPACE, Guarantee.SHARED_DISK_LIMIT},
-        # runsc 2022 by way of an engine: its sentry and gofer run as nobody and root in namespaces of the
-        # host's kernel, its own kernel filters for itself and its tmpfs counts no files, and past the pids limit it dies
+        # runsc 2022 by way of an engine: its sentry and gofer run as nobody and root in namespaces of the host's
+        # kernel, its own kernel filters for itself, its tmpfs counts no files, and past the pids limit it dies
         ("docker", Isolation.GVISOR): _ALL
         - {
             Guarantee.SECCOMP,

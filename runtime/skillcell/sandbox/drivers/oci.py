@@ -275,16 +275,14 @@ class OciDriver:
 
     def _on_launcher_death(self) -> None:
         """Kill at once what the dead launcher had: nobody else will."""
-        lost, self._live = self._live, {}
-        task = asyncio.get_running_loop().create_task(self._kill_lost(tuple(lost.values())))
+        task = asyncio.get_running_loop().create_task(self._kill_lost(tuple(self._live)))
         self._lost.add(task)
         task.add_done_callback(self._lost.discard)
 
-    async def _kill_lost(self, lost: Sequence[OciSandbox]) -> None:
-        for sandbox in lost:
-            sandbox.release()
+    async def _kill_lost(self, lost: Sequence[str]) -> None:
+        for sandbox_id in lost:
             with suppress(Fault):
-                cgroup = self._cgroups().open(sandbox.sandbox_id)
+                cgroup = self._cgroups().open(sandbox_id)
                 if cgroup is not None:
                     await asyncio.to_thread(cgroup.kill)
         with suppress(Fault):

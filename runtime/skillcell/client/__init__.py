@@ -1,0 +1,80 @@
+"""The Python client: publish Skills, call them, follow calls, read usage.
+
+    async with SkillcellClient("127.0.0.1:7433", api_key=key) as client:
+        async for event in client.execute("acme/report", input={"month": "2026-11"}):
+            ...
+
+Needs grpcio and the generated protos, and nothing of the server.
+"""
+
+from skillcell.client.channel import Tls
+from skillcell.client.client import SkillcellClient
+from skillcell.client.errors import (
+    Aborted,
+    AlreadyExists,
+    Canceled,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    QuotaRefusal,
+    ResourceExhausted,
+    SkillcellError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from skillcell.client.reattach import RetryPolicy
+from skillcell.client.types import (
+    CallOptions,
+    CallResult,
+    Estimate,
+    Event,
+    Execution,
+    Page,
+    Published,
+    Skill,
+    UsageGroup,
+    UsageSummary,
+    Validation,
+    Verification,
+)
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "CallOptions",
+    "CallResult",
+    "Canceled",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Estimate",
+    "Event",
+    "Execution",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "OutOfRange",
+    "Page",
+    "PermissionDenied",
+    "Published",
+    "QuotaRefusal",
+    "ResourceExhausted",
+    "RetryPolicy",
+    "Skill",
+    "SkillcellClient",
+    "SkillcellError",
+    "Tls",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "UsageGroup",
+    "UsageSummary",
+    "Validation",
+    "Verification",
+]

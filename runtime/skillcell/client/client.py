@@ -1,0 +1,219 @@
+"""`SkillcellClient`: calls as methods with the domain's types; the registry and usage lie in attributes.
+
+Two things a reader could get wrong. A call is sent with a `request_id` of its own unless one is given, so that a broken
+connection can be taken up; leaving its events early therefore cancels it explicitly. And an outcome is never raised:
+look at `CallResult.outcome`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from skillcell.client import convert
+from skillcell.client.channel import Tls, ask, credentials_metadata, known_values, open_channel
+from skillcell.client.collect import collect
+from skillcell.client.convert import time_range
+from skillcell.client.download import chunks, save
+from skillcell.client.errors import SkillcellError
+from skillcell.client.reattach import Reattaching, RetryPolicy
+from skillcell.client.registry import RegistryCalls
+from skillcell.client.types import CallOptions, CallResult, Estimate, Event, Execution, Page
+from skillcell.client.usage import UsageCalls
+from skillcell.core.events import Artifact
+from skillcell.core.types import ExecutionState, OnDisconnect, Outcome
+from skillcell.v1 import execution_pb2, execution_pb2_grpc
+from skillcell.wire import spec_to_proto
+from skillcell.wire.enums import EXECUTION_STATE, ON_DISCONNECT, OUTCOME
+
+_CANCEL_SECONDS = 5.0
+_RETRY = RetryPolicy()
+
+
+class SkillcellClient:
+    """A connection to one gateway, for as many calls at once as wanted. Methods raise SkillcellError."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        api_key: str = "",
+        tls: Tls | None = None,
+        retry: RetryPolicy = _RETRY,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """`metadata` goes with every RPC, as `traceparent`."""
+        self._channel = open_channel(address, tls)
+        self._metadata = (*credentials_metadata(api_key), *(metadata or {}).items())
+        self._retry = retry
+        self._executions = execution_pb2_grpc.ExecutionServiceStub(self._channel)
+        self.registry = RegistryCalls(self._channel, self._metadata)
+        self.usage = UsageCalls(self._channel, self._metadata)
+        self.publish = self.registry.publish
+        self.validate = self.registry.validate
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and every RPC on it."""
+        await self._channel.close()
+
+    async def execute(
+        self,
+        skill: str,
+        *,
+        request_id: str | None = None,
+        on_disconnect: OnDisconnect = OnDisconnect.CANCEL,
+        deadline_seconds: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[Event, None]:
+        """Runs one call; events come while it runs, the last one is `Completed`.
+
+        `request_id` is a UUID; None makes one, "" sends none and gives up re-attaching. After `deadline_seconds` the
+        gateway cancels the call. Leaving early (use `contextlib.aclosing`) cancels it too, unless `on_disconnect` is
+        DETACH.
+        """
+        identity = str(uuid.uuid4()) if request_id is None else request_id
+        request = execution_pb2.ExecuteRequest(
+            request_id=identity,
+            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options)),
+            on_disconnect=ON_DISCONNECT.to_wire(on_disconnect),
+        )
+        stream = Reattaching(
+            self._watch_rpc,
+            self._retry,
+            execute=lambda: self._executions.Execute(request, metadata=self._metadata, timeout=deadline_seconds),
+            repeatable=bool(identity),
+        )
+        try:
+            async with aclosing(stream.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            if stream.execution_id and not stream.completed and on_disconnect is OnDisconnect.CANCEL:
+                with suppress(SkillcellError):
+                    await asyncio.shield(self._cancel(stream.execution_id, "the client left", _CANCEL_SECONDS))
+
+    async def call(
+        self,
+        skill: str,
+        *,
+        request_id: str | None = None,
+        deadline_seconds: float | None = None,
+        **options: Unpack[CallOptions],
+    ) -> CallResult:
+        """Runs one call and collects it. How it ended is in the result, never raised."""
+        events = self.execute(skill, request_id=request_id, deadline_seconds=deadline_seconds, **options)
+        async with aclosing(events) as stream:
+            return await collect(stream)
+
+    async def start(self, skill: str, *, request_id: str | None = None, **options: Unpack[CallOptions]) -> Execution:
+        """Admits a call and returns at once; it runs on without this client. Follow it with `watch`."""
+        request = execution_pb2.StartExecutionRequest(
+            request_id=str(uuid.uuid4()) if request_id is None else request_id,
+            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options)),
+        )
+        answer = await ask(self._executions.StartExecution(request, metadata=self._metadata))
+        with known_values():
+            return convert.execution(answer.execution)
+
+    async def get(self, execution_id: str = "", *, request_id: str = "") -> Execution:
+        """One execution, by its id or by the request id it was sent with."""
+        request = execution_pb2.GetExecutionRequest()
+        if execution_id:
+            request.execution_id = execution_id
+        else:
+            request.request_id = request_id
+        answer = await ask(self._executions.GetExecution(request, metadata=self._metadata))
+        with known_values():
+            return convert.execution(answer.execution)
+
+    async def list(
+        self,
+        *,
+        states: Sequence[ExecutionState] = (),
+        outcomes: Sequence[Outcome] = (),
+        skill: str = "",
+        labels: Mapping[str, str] | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[Execution]:
+        """The tenant's executions, newest first; `after` and `before` are about when they were admitted."""
+        request = execution_pb2.ListExecutionsRequest(
+            filter=execution_pb2.ExecutionFilter(
+                states=[EXECUTION_STATE.to_wire(state) for state in states],
+                outcomes=[OUTCOME.to_wire(outcome) for outcome in outcomes],
+                skill=skill,
+                labels=labels or {},
+                time=time_range(after, before),
+            ),
+            page_size=page_size,
+            page_token=page_token,
+        )
+        answer = await ask(self._executions.ListExecutions(request, metadata=self._metadata))
+        with known_values():
+            return Page(tuple(convert.execution(item) for item in answer.executions), answer.next_page_token)
+
+    async def watch(self, execution_id: str, *, after_sequence: int = 0) -> AsyncGenerator[Event, None]:
+        """Every event after a sequence once and in order, until the call has ended. Leaving it cancels nothing."""
+        stream = Reattaching(self._watch_rpc, self._retry, execution_id=execution_id, after_sequence=after_sequence)
+        async with aclosing(stream.events()) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, execution_id: str, *, reason: str = "") -> Execution:
+        """Ends a call and returns when it is settled; one that has ended stays as it is."""
+        return await self._cancel(execution_id, reason, None)
+
+    async def estimate(self, skill: str, **options: Unpack[CallOptions]) -> Estimate:
+        """What a call would be given and the most it can cost; nothing is run or recorded."""
+        request = execution_pb2.EstimateExecutionRequest(
+            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options))
+        )
+        answer = await ask(self._executions.EstimateExecution(request, metadata=self._metadata))
+        with known_values():
+            return convert.estimate(answer)
+
+    async def get_artifact(self, execution_id: str, name: str, *, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """The bytes of one artifact from `offset` on."""
+        answers = chunks(
+            lambda at: self._executions.GetArtifact(
+                execution_pb2.GetArtifactRequest(execution_id=execution_id, name=name, offset=at),
+                metadata=self._metadata,
+            ),
+            offset,
+        )
+        async with aclosing(answers) as stream:
+            async for answer in stream:
+                if answer.data:
+                    yield answer.data
+
+    async def save_artifact(self, execution_id: str, artifact: Artifact, path: Path) -> None:
+        """One artifact as a file, checked against its hash. The caller decides whether `path` is a safe place."""
+        async with aclosing(self.get_artifact(execution_id, artifact.name)) as data:
+            await save(data, path, sha256=bytes.fromhex(artifact.sha256))
+
+    def _watch_rpc(self, execution_id: str, after_sequence: int) -> Any:
+        request = execution_pb2.WatchExecutionRequest(execution_id=execution_id, after_sequence=after_sequence)
+        return self._executions.WatchExecution(request, metadata=self._metadata)
+
+    async def _cancel(self, execution_id: str, reason: str, timeout: float | None) -> Execution:
+        request = execution_pb2.CancelExecutionRequest(execution_id=execution_id, reason=reason)
+        call = self._executions.CancelExecution(request, metadata=self._metadata, timeout=timeout)
+        answer = await ask(call)
+        with known_values():
+            return convert.execution(answer.execution)

@@ -1,4 +1,4 @@
-"""The hardening as written: no privilege in the configuration, no dangerous call in the list, every limit in its place."""
+"""The hardening as written: no privilege in the configuration, no dangerous call in the list, every limit in place."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Staging:
                 size = os.fstat(file.fileno()).st_size
                 if size > limits.packed_bytes:
                     why = f"it has {size} bytes; the limit is {limits.packed_bytes}"
-                    raise unreadable(why, "ARCHIVE_TOO_LARGE", limit=str(limits.packed_bytes))
+                    raise unreadable(why, "too-large", limit=str(limits.packed_bytes))
                 writer = TreeWriter(tree, limits, packed_bytes=size)
                 _read_archive(file, writer, limits)
             folder = writer.finish()
@@ -119,7 +119,7 @@ def _read_archive(file: BinaryIO, writer: TreeWriter, limits: PackageLimits) -> 
         source = Plain(file)
     else:
         name = next((name for magic, name in _OTHER_FORMATS.items() if head.startswith(magic)), "this")
-        raise unreadable(f"{name} is not an accepted format; zip, tar, tar.gz and tar.xz are", "ARCHIVE_FORMAT")
+        raise unreadable(f"{name} is not an accepted format; zip, tar, tar.gz and tar.xz are", "format")
     read_tar(source, writer, limits)
 
 

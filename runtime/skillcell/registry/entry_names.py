@@ -16,26 +16,26 @@ _JUNK_FOLDERS = frozenset({"__MACOSX", ".git", ".svn", ".hg"})
 _JUNK_FILES = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
-def refused(entry: str, why: str, reason: str = "ARCHIVE_ENTRY_REFUSED", **metadata: str) -> Fault:
-    """INVALID_ARGUMENT that names the entry."""
+def refused(entry: str, why: str, problem: str = "entry", **metadata: str) -> Fault:
+    """INVALID_ARGUMENT `ARCHIVE_INVALID` that names the entry; `problem` is a word for programs."""
     name = shown(entry)
     return Fault(
         FaultKind.INVALID_ARGUMENT,
-        reason,
+        "ARCHIVE_INVALID",
         f"archive entry {name!r} was refused: {why}",
         violations=(FieldViolation(f"archive/{name}", why),),
-        metadata={"entry": name, **metadata},
+        metadata={"entry": name, "problem": problem, **metadata},
     )
 
 
-def unreadable(why: str, reason: str = "ARCHIVE_UNREADABLE", **metadata: str) -> Fault:
-    """INVALID_ARGUMENT about the archive as a whole."""
+def unreadable(why: str, problem: str = "unreadable", **metadata: str) -> Fault:
+    """INVALID_ARGUMENT `ARCHIVE_INVALID` about the archive as a whole."""
     return Fault(
         FaultKind.INVALID_ARGUMENT,
-        reason,
+        "ARCHIVE_INVALID",
         f"the archive was refused: {why}",
         violations=(FieldViolation("archive", why),),
-        metadata=metadata,
+        metadata={"problem": problem, **metadata},
     )
 
 

@@ -81,6 +81,12 @@ def read_frontmatter(data: bytes, folder: str, report: Report, path: str = "SKIL
     )
 
 
+def read_instructions(data: bytes) -> str:
+    """SKILL.md's Markdown, without its frontmatter."""
+    report = Report(lenient=True)
+    return _split(_decode(data, report, ""), report, "")[2].strip()
+
+
 def slug(text: str) -> str:
     """The nearest valid name: `My_Tool (v2)` → `my-tool-v2`; empty when no ASCII letter or digit is left."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
@@ -100,6 +106,7 @@ def _decode(data: bytes, report: Report, path: str) -> str:
         line = data.count(b"\n", 0, problem.start) + 1
         report.deviation("skill-md-encoding", f"not UTF-8: byte 0x{data[problem.start]:02x}", path, line)
         text = data.decode("utf-8", "replace")
+    text = text.replace("\0", "\ufffd")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -42,7 +42,7 @@ from skillcell.registry.yaml_reader import Document, Path, YamlProblem, read_yam
 FILE_NAME = "skill-runtime.yaml"
 OVERLAY_NAME = "overlay"
 """How findings name the overlay, which is no file of the package."""
-MAX_BYTES = 512 << 10
+MAX_BYTES = 1 << 20
 IMAGES = ("python-3.11", "shell", "node-20")
 """Aliases, each a superset of the one before."""
 

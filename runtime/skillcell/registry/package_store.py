@@ -14,19 +14,30 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import stat
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.registry.archive import StagedPackage, remove_tree, storage_fault
 
+T = TypeVar("T")
 _FIXED_TIME = 315_532_800  # 1980-01-01, the first day a zip can name
 _FOLDER, _FILE, _PROGRAM = 0o555, 0o444, 0o555
 _MOVABLE = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPackage:
+    """A staged tree that no one changes any more."""
+
+    package: StagedPackage
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +61,21 @@ class PackageStore:
         for folder in (self._packages, self.staging_root):
             folder.mkdir(parents=True, exist_ok=True)
 
-    async def add(self, package: StagedPackage) -> StoredPackage:
-        """Moves a staged tree into the store; the same content again is the tree that is there. Raises Fault."""
-        return await asyncio.to_thread(self.add_blocking, package)
+    async def seal(self, package: StagedPackage) -> SealedPackage:
+        """Makes a staged tree canonical, flushes it, and computes its digest. Raises Fault."""
+        return await asyncio.to_thread(_translated, lambda: SealedPackage(package, seal(package.root)))
 
-    def add_blocking(self, package: StagedPackage) -> StoredPackage:
-        try:
-            digest = seal(package.root)
-            target = self._packages / digest
-            if not target.is_dir():
-                self._put(package.root, target)
-        except OSError as problem:
-            raise storage_fault(problem) from problem
-        return StoredPackage(digest, target, package.size_bytes, package.file_count)
+    async def add(self, sealed: SealedPackage) -> StoredPackage:
+        """Moves a tree into the store; the same content again is the tree that is there. Raises Fault."""
+        return await asyncio.to_thread(_translated, lambda: self._add(sealed))
+
+    def _add(self, sealed: SealedPackage) -> StoredPackage:
+        package, target = sealed.package, self._packages / sealed.digest
+        if target.is_dir():
+            os.utime(target, (_FIXED_TIME, _FIXED_TIME))  # renews its ctime, see `collect`
+        else:
+            self._put(package.root, target)
+        return StoredPackage(sealed.digest, target, package.size_bytes, package.file_count)
 
     def path(self, digest: str) -> Path:
         """The tree of a digest. Raises Fault (DATA_LOSS) when it is gone: the catalogue only names what was stored."""
@@ -80,18 +93,23 @@ class PackageStore:
         """Removes staging directories that no publication can still be using; how many."""
         return await asyncio.to_thread(self._sweep, older_than_seconds)
 
-    async def digests(self) -> frozenset[str]:
-        """All that is stored, for a collector to compare with the catalogue."""
-        return frozenset(await asyncio.to_thread(os.listdir, self._packages))
+    async def collect(self, named: Collection[str], older_than_seconds: float = 3600) -> int:
+        """Removes packages that no version names, as after a crash between storing and recording; how many.
 
-    async def discard(self, digest: str) -> None:
-        """Removes a package that no version names. Idempotent."""
-        path = self._packages / digest
-        if path.is_dir():
-            gone = self.staging_root / f"discarded-{digest}-{os.getpid()}-{time.monotonic_ns()}"
-            os.chmod(path, 0o700)
-            os.rename(path, gone)
-            await asyncio.to_thread(remove_tree, gone)
+        A package that is being published is younger than any sensible age: `add` renews it.
+        """
+        return await asyncio.to_thread(self._collect, frozenset(named), older_than_seconds)
+
+    def _collect(self, named: frozenset[str], older_than_seconds: float) -> int:
+        removed = 0
+        for path in list(self._packages.iterdir()):
+            if path.name not in named and time.time() - path.lstat().st_ctime >= older_than_seconds:
+                gone = self.staging_root / f"discarded-{secrets.token_hex(12)}"
+                os.chmod(path, _MOVABLE)
+                os.rename(path, gone)
+                remove_tree(gone)
+                removed += 1
+        return removed
 
     def _put(self, tree: Path, target: Path) -> None:
         # A folder that moves to another parent must be writable to whoever is not root.
@@ -116,6 +134,13 @@ class PackageStore:
                 remove_tree(path)
                 removed += 1
         return removed
+
+
+def _translated(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except OSError as problem:
+        raise storage_fault(problem) from problem
 
 
 def seal(root: Path) -> str:

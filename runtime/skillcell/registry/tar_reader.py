@@ -70,7 +70,7 @@ def read_tar(source: ByteSource, writer: TreeWriter, limits: PackageLimits) -> N
             continue
         _read_entry(header, overrides, stream, writer)
         overrides = _Overrides()
-    raise unreadable(f"the tar has more than {most} bytes", "ARCHIVE_TOO_LARGE", limit=str(most))
+    raise unreadable(f"the tar has more than {most} bytes", "too-large", limit=str(most))
 
 
 def _read_entry(header: _Header, overrides: _Overrides, stream: Exact, writer: TreeWriter) -> None:

@@ -126,7 +126,7 @@ class TreeWriter:
 
     def _claim(self, parts: tuple[str, ...], kind: str, name: str) -> None:
         if len(self._kinds) >= self._limits.entries:
-            raise refused(name, f"more than {self._limits.entries} entries", "ARCHIVE_TOO_MANY_ENTRIES")
+            raise refused(name, f"more than {self._limits.entries} entries", "too-many-entries")
         key = collision_key(parts)
         other = self._keys.setdefault(key, parts)
         if other != parts:
@@ -135,7 +135,7 @@ class TreeWriter:
 
     def _leave_out(self, name: str) -> None:
         if len(self.left_out) >= self._limits.entries:
-            raise refused(name, f"more than {self._limits.entries} entries", "ARCHIVE_TOO_MANY_ENTRIES")
+            raise refused(name, f"more than {self._limits.entries} entries", "too-many-entries")
         self.left_out.append(name)
 
     def _count(self, size: int, name: str) -> None:
@@ -143,12 +143,12 @@ class TreeWriter:
         limits = self._limits
         if self.size_bytes > limits.unpacked_bytes:
             why = f"the files have more than {limits.unpacked_bytes} bytes together"
-            raise refused(name, why, "ARCHIVE_TOO_LARGE", limit=str(limits.unpacked_bytes))
+            raise refused(name, why, "too-large", limit=str(limits.unpacked_bytes))
         if self._packed_bytes is None or self.size_bytes <= limits.ratio_from_bytes:
             return
         if self.size_bytes > limits.ratio * max(self._packed_bytes, 1):
             why = f"the archive unpacks to more than {limits.ratio} times its size"
-            raise refused(name, why, "ARCHIVE_BOMB", limit=str(limits.ratio))
+            raise refused(name, why, "bomb", limit=str(limits.ratio))
 
     def _open_folder(self, parts: tuple[str, ...]) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

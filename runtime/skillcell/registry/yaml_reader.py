@@ -19,6 +19,7 @@ Path = tuple[str | int, ...]
 MAX_DEPTH = 40
 MAX_VALUES = 20_000
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUE = frozenset({"true", "True", "TRUE"})
 _FALSE = frozenset({"false", "False", "FALSE"})
@@ -112,6 +113,8 @@ def _build(document: Document, events: Iterator[yaml.Event], text_only: bool) ->
             raise YamlProblem("anchors (&name) are not accepted", line, column)
         if event.tag is not None:
             raise YamlProblem("tags (!name) are not accepted", line, column)
+        if isinstance(event, yaml.ScalarEvent) and _SURROGATE.search(event.value):
+            raise YamlProblem("half of a surrogate pair (\\uD800 to \\uDFFF) is no text", line, column)
         top = stack[-1] if stack else None
         if top is not None and isinstance(top.container, dict) and top.key is None:
             if not isinstance(event, yaml.ScalarEvent):

@@ -80,7 +80,7 @@ def _directory(file: BinaryIO, length: int, limits: PackageLimits) -> tuple[list
     if offset + size != end:
         raise unreadable("the zip's directory is not where its end record says")
     if count > 2 * limits.entries:
-        raise unreadable(f"more than {limits.entries} entries", "ARCHIVE_TOO_MANY_ENTRIES", limit=str(limits.entries))
+        raise unreadable(f"more than {limits.entries} entries", "too-many-entries", limit=str(limits.entries))
     file.seek(offset)
     data = file.read(size)
     entries: list[_Entry] = []

@@ -1,8 +1,8 @@
-"""The tables of the catalogue of Skills. They join the shared MetaData on import; migrations must import this module too.
+"""The tables of the catalogue of Skills. They join the shared MetaData on import, so migrations must import this too.
 
-A row of `skill_versions` never changes but for its state: everything else of a version is fixed by its digest. `sort_key`
-orders versions as SemVer does when compared as text, so that the database can find the highest; `search_text` is the
-casefolded name and description of the newest version, for search alone.
+A row of `skill_versions` never changes but for its state: everything else of a version is fixed by its digest.
+`sort_key` orders versions as SemVer does when compared as text, so that the database can find the highest;
+`search_text` and `callable` speak of the newest version, for search and lists alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ skills = Table(
     Column("owner_tenant", String(128), nullable=False),
     Column("visibility", String(16), nullable=False),
     Column("search_text", Text, nullable=False),
+    Column("callable", Boolean, nullable=False),
     Column("created_at", Instant, nullable=False),
+    Column("updated_at", Instant, nullable=False),
 )
 
 skill_versions = Table(

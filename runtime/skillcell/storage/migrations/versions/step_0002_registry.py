@@ -21,7 +21,9 @@ def upgrade() -> None:
         sa.Column("owner_tenant", sa.String(length=128), nullable=False),
         sa.Column("visibility", sa.String(length=16), nullable=False),
         sa.Column("search_text", sa.Text(), nullable=False),
+        sa.Column("callable", sa.Boolean(), nullable=False),
         sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("updated_at", Instant(), nullable=False),
         sa.PrimaryKeyConstraint("publisher", "name", name="pk_skills"),
     )
     op.create_table(

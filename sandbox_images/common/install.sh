@@ -53,7 +53,7 @@ if [ ! -e /var/lib/apt/lists/.skillcell ]; then
                 rm -f /etc/apt/sources.list.d/skillcell-snapshot.list
                 echo "install.sh: snapshot.debian.org can't be reached either"
                 if [ "$drift" = refuse ]; then
-                    echo "install.sh: locked versions are not to be had: $(tr '\n' ' ' <"$work/missing"); update the lock or follow the mirror" >&2
+                    echo "install.sh: locked versions are not to be had: $(tr '\n' ' ' <"$work/missing")is gone; update the lock or follow the mirror" >&2
                     exit 3
                 fi
                 apt_get update
@@ -85,7 +85,10 @@ if [ "$drift" != update ]; then
     comm -23 "$work/installed" "$work/locked" >"$work/drifted"
     if [ -s "$work/drifted" ]; then
         echo "install.sh: not as locked: $(tr '\n' ' ' <"$work/drifted")"
-        [ "$drift" = follow ] || { echo "install.sh: update the lock or follow the mirror" >&2; exit 3; }
+        if [ "$drift" = refuse ]; then
+            echo "install.sh: locked versions are not to be had: $(tr '\n' ' ' <"$work/drifted")is what came; update the lock or follow the mirror" >&2
+            exit 3
+        fi
     fi
 fi
 rm -rf "$work"

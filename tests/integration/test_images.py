@@ -11,6 +11,7 @@ import hashlib
 import importlib._bootstrap_external as importlib_external
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -89,6 +90,18 @@ def test_a_second_bootstrap_gives_the_same_bytes(images: dict[str, Image], tmp_p
     (second,) = prepare(["python-3.11"], store=ImageStore(tmp_path), progress=print, drift=drift)
     assert second.digest == first.digest
     assert tree_digest(rootfs(first)) == first.digest
+
+
+def test_a_locked_version_that_is_gone_refuses_a_locked_build_and_leaves_nothing(tmp_path: Path) -> None:
+    recipes = tmp_path / "recipes"
+    shutil.copytree(recipes_directory(), recipes)
+    lock = recipes / f"bookworm.{machine_architecture()}.lock"
+    lock.write_text(re.sub(r"^netbase=.*$", "netbase=0.0-gone", lock.read_text(), flags=re.MULTILINE))
+    store = ImageStore(tmp_path / "images", recipes=recipes)
+    with pytest.raises(Fault, match=r"netbase.*update the lock") as caught:
+        prepare(["python-3.11"], store=store, progress=print, drift=Drift.REFUSE)
+    assert caught.value.reason == "IMAGE_LOCK_STALE"
+    assert [path.name for path in store.directory.iterdir()] == [".lock"]
 
 
 def test_preparing_a_second_time_takes_milliseconds(store: ImageStore, images: dict[str, Image]) -> None:

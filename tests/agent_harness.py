@@ -10,10 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from skillcell.agent import frames
 from skillcell.sandbox.agent_package import build_agent_package
@@ -44,24 +44,41 @@ class Ending:
 
 
 class Wire:
-    """Blocking frames over a socket."""
+    """Blocking frames over a pair of files, with whatever must be closed behind them."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self._file = sock.makefile("rb", 1 << 18)
+    def __init__(self, reader: BinaryIO, writer: BinaryIO, close: Callable[[], None]) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.close = close
+
+    def send_raw(self, data: bytes) -> None:
+        self.writer.write(data)
+        self.writer.flush()
 
     def send(self, kind: int, payload: bytes = b"") -> None:
-        self.sock.sendall(frames.encode(kind, payload))
+        self.send_raw(frames.encode(kind, payload))
 
     def send_json(self, kind: int, value: object) -> None:
-        self.sock.sendall(frames.encode_json(kind, value))
+        self.send_raw(frames.encode_json(kind, value))
 
     def receive(self) -> tuple[int, bytes]:
-        header = self._file.read(frames.HEADER.size)
+        header = self.reader.read(frames.HEADER.size)
         if len(header) < frames.HEADER.size:
             raise EOFError("the agent closed the channel")
         kind, length = frames.parse_header(header)
-        return kind, self._file.read(length)
+        return kind, self.reader.read(length)
+
+
+def socket_wire(sock: socket.socket) -> Wire:
+    sock.settimeout(60)
+    reader, writer = sock.makefile("rb", 1 << 18), sock.makefile("wb")
+
+    def close() -> None:
+        sock.shutdown(socket.SHUT_RDWR)
+        for end in (reader, writer, sock):
+            end.close()
+
+    return Wire(reader, writer, close)
 
 
 class Agent:
@@ -176,28 +193,33 @@ class Agent:
                 return
 
     def close(self) -> int:
-        self.wire.sock.shutdown(socket.SHUT_RDWR)
-        self.wire._file.close()
-        self.wire.sock.close()
+        self.wire.close()
         return self.process.wait(20)
 
 
-def start_agent(directory: Path, python: str = SYSTEM_PYTHON) -> Agent:
-    """An agent as an ordinary process over a socketpair, with its directories below `directory`."""
+def start_code(directory: Path, places: dict[str, str]) -> str:
+    """Python that is an agent with its places elsewhere than in a sandbox."""
     package = build_agent_package(directory / "package")
+    return (
+        f"import sys; sys.path.insert(0, {str(package.path)!r});from skillcell.agent.main import main; main({places!r})"
+    )
+
+
+def make_places(directory: Path) -> dict[str, str]:
     places = {}
     for name in ("workspace", "input", "skill", "output", "run", "tmp", "home"):
         (directory / name).mkdir()
         places[name] = str(directory / name)
-    start = (
-        f"import sys; sys.path.insert(0, {str(package.path)!r});from skillcell.agent.main import main; main({places!r})"
-    )
+    return places
+
+
+def start_agent(directory: Path, python: str = SYSTEM_PYTHON) -> Agent:
+    """An agent as an ordinary process over a socketpair, with its directories below `directory`."""
+    places = make_places(directory)
     ours, theirs = socket.socketpair()
-    process = subprocess.Popen(
-        [python, "-c", start], stdin=theirs, stdout=theirs, env={"PATH": PATH, "LANG": "C.UTF-8"}
-    )
+    command = [python, "-c", start_code(directory, places)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, env={"PATH": PATH, "LANG": "C.UTF-8"})
     theirs.close()
-    ours.settimeout(60)
-    agent = Agent(process, Wire(ours), places)
+    agent = Agent(process, socket_wire(ours), places)
     agent.say_hello()
     return agent

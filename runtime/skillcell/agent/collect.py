@@ -24,7 +24,7 @@ _REFUSALS_NAMED = 200
 _NOTHING = re.compile(r"(?!)")
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
-    (stat.S_ISDIR, "a directory that can't be entered"),
+    (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISBLK, "a device"),
@@ -175,12 +175,9 @@ class Collector:
 
     def _entry(self, entry: tree.Entry) -> None:
         name = entry.path
-        if entry.status is None:
-            self._refuse(name, "there are too many files to look at; this one and what follows are left")
-            return
-        odd = tree.odd_name(name)
-        if odd:
-            self._refuse(name, odd)
+        reason = entry.problem or tree.odd_name(name)
+        if reason:
+            self._refuse(name, reason)
         elif name in self._sent:
             self._refuse(name, "another artifact has this name")
         elif not self._count_left:

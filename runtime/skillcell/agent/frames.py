@@ -19,7 +19,7 @@ claims is the Skill's own claim. The order of one call:
 JOB (JSON): see `JOB_KEYS`. FILE (JSON): root (`workspace` | `input` | `skill` | `home`), name, mode (int), size
 (bytes that follow as DATA). EXITED (JSON): code (int or null), signal (int or null), disk: {target: {bytes_used,
 bytes_limit, files_used, files_limit}} as statvfs shows them. ARTIFACT (JSON): name, size. ARTIFACT_REFUSED (JSON):
-name, reason. HELLO (JSON): protocol, python. SIGNAL (JSON): signal (int). FAILED (JSON): message.
+name, reason. HELLO (JSON): protocol, python. SIGNAL (JSON): signal (int). FAILED (JSON): message, disk (as in EXITED).
 
 EVENT carries one JSON object that the Skill wrote to the file named by SKILLCELL_EVENTS, one per line there:
 {"type": "log", "level", "message", "fields"}, {"type": "progress", "fraction", "message"}, {"type": "output", "value"}.

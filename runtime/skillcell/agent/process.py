@@ -101,10 +101,8 @@ def end_all(group: int) -> None:
         except (ProcessLookupError, PermissionError):
             pass
         try:
-            pid, _status = os.waitpid(-1, 0 if alone else os.WNOHANG)
+            os.waitpid(-1 if alone else -group, 0)
         except ChildProcessError:
-            return
-        if not pid:
             return
 
 

@@ -170,7 +170,7 @@ def _stdio(fd: int, mode: str, name: str, errors: str, line_buffering: bool, wri
 
 
 def _process_pth(directory: str) -> None:
-    """A resolved layer may hold .pth files (namespace packages, editable paths) that PYTHONPATH alone would not read."""
+    """A resolved layer may hold .pth files (namespace packages, extra paths) that PYTHONPATH alone does not read."""
     if any(name.endswith(".pth") for name in _listed(directory)):
         import site
 

@@ -91,7 +91,7 @@ def _become(job: Job, stdin: int, stdout: int, stderr: int, trouble: int) -> Non
         os.chdir(job.cwd)
         step = "its limits"
         process.apply_rlimits(job.rlimits)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         os.write(trouble, f"the Skill could not get {step}: {reason}".encode("utf-8", "replace")[:4096])
         os._exit(1)

@@ -24,13 +24,16 @@ class UnsafeName(ValueError):
 class Entry:
     """One thing found by `walk`: an open directory and a name in it, its relative name, what lstat says."""
 
-    __slots__ = ("directory_fd", "name", "path", "status")
+    __slots__ = ("directory_fd", "name", "path", "problem", "status")
 
-    def __init__(self, directory_fd: int, name: str, path: str, status: os.stat_result | None) -> None:
+    def __init__(
+        self, directory_fd: int, name: str, path: str, status: os.stat_result | None, problem: str = ""
+    ) -> None:
         self.directory_fd = directory_fd
         self.name = name
         self.path = path
         self.status = status
+        self.problem = problem
 
 
 def split_name(name: str) -> list[str]:
@@ -104,20 +107,21 @@ def walk(root_fd: int) -> Iterator[Entry]:
             name = waiting[-1].pop()
             seen += 1
             if seen > _ENTRIES:
-                yield Entry(current, name, "/".join([*path, name]), None)
+                reason = "there are too many files to look at; this one and what follows are left"
+                yield Entry(current, name, "/".join([*path, name]), None, reason)
                 return
             relative = "/".join([*path, name])
             try:
                 status = os.stat(name, dir_fd=current, follow_symlinks=False)
-            except OSError:
+            except FileNotFoundError:
                 continue
             if not stat.S_ISDIR(status.st_mode) or len(os.fsencode(relative)) > NAME_BYTES:
                 yield Entry(current, name, relative, status)
                 continue
             try:
-                below = os.open(name, _DIRECTORY, dir_fd=current)
-            except OSError:
-                yield Entry(current, name, relative, status)
+                below = _enter(current, name)
+            except OSError as error:
+                yield Entry(current, name, relative, status, f"a directory that can't be entered: {error.strerror}")
                 continue
             os.close(current)
             current = below
@@ -126,6 +130,16 @@ def walk(root_fd: int) -> Iterator[Entry]:
             waiting.append(_listed(current))
     finally:
         os.close(current)
+
+
+def _enter(current: int, name: str) -> int:
+    below = os.open(name, _DIRECTORY, dir_fd=current)
+    try:
+        os.stat("..", dir_fd=below)  # readable is not enough: without search permission there would be no way back
+    except OSError:
+        os.close(below)
+        raise
+    return below
 
 
 def _up(current: int, expected: tuple[int, int]) -> int:

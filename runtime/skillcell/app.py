@@ -33,11 +33,15 @@ from skillcell.metering.ledger import Ledger
 from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
 from skillcell.metering.prometheus import CallMetrics
 from skillcell.recovery import Recovery
-from skillcell.registry.assembly import Registry, open_registry
+from skillcell.registry.catalog import Catalog
+from skillcell.registry.catalog_changes import CatalogChanges
+from skillcell.registry.limits import PackageLimits
+from skillcell.registry.package_store import PackageStore
+from skillcell.registry.publish import SkillPublisher
+from skillcell.registry.rules import EntrypointRules
 from skillcell.retention import Retention
 from skillcell.sandbox.agent_package import agent_command, build_agent_package
 from skillcell.sandbox.driver import Check, PackageMount
-from skillcell.sandbox.outputs import Check as OutputCheck
 from skillcell.sandbox.prepare import mounts_for
 from skillcell.scheduler.capacity import Capacity, CapacityGate
 from skillcell.scheduler.leases import Leases
@@ -74,10 +78,26 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         ledger = Ledger(database)
         await ledger.check()
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
-        registry = open_registry(settings, data, database, engine)
+        catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
+        limits = PackageLimits(packed_bytes=settings.publish_bytes)
+        resolver = NoPackages()
+        publisher = SkillPublisher(packages, catalog, changes, resolver, limits)
         artifacts = ArtifactStore(data.artifacts)
         leases = _leases(settings, data, engine, clock)
-        executor = _executor(settings, data, engine, clock, registry, leases, ledger, artifacts, metrics)
+        rules = EntrypointRules()
+        stages = Stages(
+            planner=Planner(catalog, rules, Policy(), engine.classes(), settings.isolation),
+            leases=leases,
+            ledger=ledger,
+            observer=metrics,
+            new_codec=_codec,
+            new_spool=lambda execution_id: Spool(data.events / execution_id, limit_bytes=settings.spool_bytes),
+            kept_spool=_kept_spools(settings, data, closed=True),
+            artifacts=artifacts.sink,
+            output_check=lambda plan: rules.output_check(plan.entrypoint),
+        )
+        me = Gateway(data.instance_id, boot_id(), engine.driver.name)
+        executor = Executor(stages, me, clock, ExecutorSettings(settings.reconnect_seconds))
         recovery = Recovery(ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data))
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live)
@@ -93,7 +113,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             ExecutionService(  # type: ignore[abstract] # what is not served answers UNIMPLEMENTED at the edge
                 executor, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds)
             ),
-            RegistryService(registry),
+            RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
             UsageService(ledger),  # type: ignore[abstract]
         )
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
@@ -176,35 +196,13 @@ def _leases(settings: Settings, data: DataDirectory, engine: Engine, clock: Cloc
     )
 
 
-def _executor(  # noqa: PLR0917 - the one place where all stages meet
-    settings: Settings,
-    data: DataDirectory,
-    engine: Engine,
-    clock: Clock,
-    registry: Registry,
-    leases: Leases,
-    ledger: Ledger,
-    artifacts: ArtifactStore,
-    metrics: CallMetrics,
-) -> Executor:
-    def output_check(plan: Plan) -> OutputCheck | None:
-        return registry.rules.output_check(plan.entrypoint)
+class NoPackages:
+    async def resolve(self, request: object, image: str, package: object) -> tuple[()]:
+        return ()
 
-    stages = Stages(
-        planner=Planner(registry.catalog, registry.rules, Policy(), engine.classes(), settings.isolation),
-        leases=leases,
-        ledger=ledger,
-        observer=metrics,
-        new_codec=lambda plan, execution_id: EventEncoder(
-            execution_id, Pinned(plan.version.version, plan.version.digest, plan.entrypoint.name)
-        ),
-        new_spool=lambda execution_id: Spool(data.events / execution_id, limit_bytes=settings.spool_bytes),
-        kept_spool=_kept_spools(settings, data, closed=True),
-        artifacts=artifacts.sink,
-        output_check=output_check,
-    )
-    me = Gateway(data.instance_id, boot_id(), engine.driver.name)
-    return Executor(stages, me, clock, ExecutorSettings(settings.reconnect_seconds))
+
+def _codec(plan: Plan, execution_id: str) -> EventEncoder:
+    return EventEncoder(execution_id, Pinned(plan.version.version, plan.version.digest, plan.entrypoint.name))
 
 
 def _kept_spools(settings: Settings, data: DataDirectory, *, closed: bool = False) -> Callable[[str], Spool]:

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from skillcell.api.auth import Authenticator
 from skillcell.api.roles import role_for
-from skillcell.api.status import code_of, trailers_of
+from skillcell.api.status import code_of, message_of, trailers_of
 from skillcell.core.errors import Fault, FaultKind, FieldViolation
 from skillcell.core.types import Principal
 
@@ -149,4 +149,4 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     if not isinstance(error, Fault):
         log.error("rpc_failed", method=method, exc_info=error)
         error = Fault(FaultKind.INTERNAL, "INTERNAL", "the gateway failed; the operator's log says how")
-    await context.abort(code_of(error), error.message[:2048], trailers_of(error))
+    await context.abort(code_of(error), message_of(error), trailers_of(error))

@@ -21,12 +21,6 @@ OUTPUT_DIR = "/output"
 HOME = "/home/skill"
 LAYERS = "/layers"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_INTERPRETERS = {
-    Interpreter.PYTHON: ("python3",),
-    Interpreter.SHELL: ("bash",),
-    Interpreter.NODE: ("node",),
-    Interpreter.EXECUTABLE: (),
-}
 
 
 def mounts_for(plan: Plan, packages: Path, layers: Path, agent: PackageMount) -> tuple[PackageMount, ...]:
@@ -88,14 +82,13 @@ def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:
         path, _, function = entrypoint.handler.rpartition(":")
         script = f"{root}/{path}"
         kind = "node-function" if entrypoint.interpreter is Interpreter.NODE else "python-function"
-    elif entrypoint.script and not entrypoint.command:
-        script = f"{root}/{entrypoint.script}"
-        if entrypoint.interpreter is Interpreter.PYTHON:
-            kind = "python-script"
-        else:
-            argv = [*_INTERPRETERS[entrypoint.interpreter], script, *argv]
+    elif entrypoint.script and entrypoint.command[:2] == ("python3", entrypoint.script):
+        # What the waiting interpreter can become without starting another one.
+        kind, script = "python-script", f"{root}/{entrypoint.script}"
+        argv = [*entrypoint.command[2:], *argv]
     else:
-        argv = [*_rooted(entrypoint.command, root), *argv]
+        command = (f"{root}/{part}" if part == entrypoint.script and part else part for part in entrypoint.command)
+        argv = [*command, *argv]
     return Job(
         kind=kind,
         argv=tuple(argv),
@@ -109,14 +102,6 @@ def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:
         limits=plan.limits,
         collect=(*plan.request.collect, *entrypoint.outputs.values()),
     )
-
-
-def _rooted(command: tuple[str, ...], root: str) -> tuple[str, ...]:
-    """A relative program (`scripts/run`, `./run`) lies in the package; a bare name is looked up in PATH."""
-    program = command[0]
-    if "/" in program and not program.startswith("/"):
-        program = f"{root}/{program.removeprefix('./')}"
-    return (program, *command[1:])
 
 
 def _deliveries(plan: Plan) -> tuple[Delivery, ...]:

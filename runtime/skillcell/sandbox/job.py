@@ -135,16 +135,16 @@ class EventSink(Protocol):
 
 
 class ArtifactWriter(Protocol):
-    """One artifact that is being received."""
+    """One artifact that is being received. Raises Fault when it can't be kept."""
 
     async def write(self, data: bytes) -> None: ...
 
     async def finish(self) -> Artifact:
-        """Durable and named once this returns."""
+        """Readable by its name once this returns."""
         ...
 
     async def discard(self) -> None:
-        """Leaves nothing; idempotent, also after `finish` failed."""
+        """Leaves nothing of an artifact that was not finished; idempotent, also after `finish` failed."""
         ...
 
 

@@ -7,13 +7,17 @@ and decides the outcome.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 
 from skillcell.agent.frames import VALUE_BYTES
 from skillcell.core.events import Event, Log, Output, Stdout
+from skillcell.core.json_text import json_problem
 from skillcell.core.skills import Entrypoint, StdoutMode
 from skillcell.sandbox.job import EventSink
+
+_PROBLEMS = 5
+_PROBLEM_CHARACTERS = 500
+"""What is told of a breach: checkers quote the value, which may be megabytes."""
 
 Check = Callable[[bytes], Collection[str]]
 """Given JSON bytes, what of the schema they break, in words; empty when nothing."""
@@ -49,18 +53,24 @@ class CheckedOutputs:
             self._breach("the entrypoint declares an output schema, and there was no output")
 
     async def _stdout(self, data: bytes) -> None:
-        if len(self._pending) + len(data) > VALUE_BYTES:
-            self._pending.clear()
-            self._mode = StdoutMode.TEXT
-            self._breach(f"an output on stdout is over {VALUE_BYTES} bytes")
-            return
+        lines: list[bytes] = []
         self._pending += data
         if self._mode is StdoutMode.NDJSON and b"\n" in data:
             *lines, rest = bytes(self._pending).split(b"\n")
             self._pending = bytearray(rest)
-            for line in lines:
-                if line.strip():
-                    await self._output(line)
+        for line in lines:
+            if len(line) > VALUE_BYTES:
+                self._too_long()
+            elif line.strip():
+                await self._output(line)
+        if len(self._pending) > VALUE_BYTES:
+            self._too_long()
+
+    def _too_long(self) -> None:
+        """From here on stdout is only bytes: where the next output would begin can't be known."""
+        self._pending.clear()
+        self._mode = StdoutMode.TEXT
+        self._breach(f"an output on stdout is over {VALUE_BYTES} bytes")
 
     async def _output(self, value: bytes) -> None:
         self._seen += 1
@@ -68,27 +78,11 @@ class CheckedOutputs:
         if not problems and self._check is not None:
             problems = list(self._check(value))
         if problems:
-            self._breach(f"output {self._seen}: {'; '.join(problems[:5])}")
-            await self._sink.emit(Log("error", f"output {self._seen} was withheld: {'; '.join(problems[:5])}"))
+            what = "; ".join(problem[:_PROBLEM_CHARACTERS] for problem in problems[:_PROBLEMS])
+            self._breach(f"output {self._seen}: {what}")
+            await self._sink.emit(Log("error", f"output {self._seen} was withheld: {what}"))
             return
         await self._sink.emit(Output(value.strip()))
 
     def _breach(self, what: str) -> None:
         self.violation = self.violation or what
-
-
-def json_problem(value: bytes) -> str:
-    """Why these bytes are not one JSON value in UTF-8; empty when they are."""
-    try:
-        json.loads(value.decode("utf-8"), parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 at byte {error.start}"
-    except (ValueError, RecursionError) as error:
-        return str(error) if isinstance(error, ValueError) else "nested too deeply"
-    return ""
-
-
-def _refuse(name: str) -> object:
-    raise ValueError(f"{name} is not a JSON value")

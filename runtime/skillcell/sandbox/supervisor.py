@@ -10,7 +10,6 @@ Skill could do its work, break the collection, and not be billed.
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,9 +18,11 @@ from skillcell.agent import frames
 from skillcell.agent.frames import FrameError
 from skillcell.core import events
 from skillcell.core.clock import Clock
+from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault
-from skillcell.core.types import SECOND_NS, CancelReason, Counters
-from skillcell.sandbox.driver import DiskUsage, Sandbox
+from skillcell.core.types import SECOND_NS, CancelReason, Counters, Measurement
+from skillcell.sandbox.claims import agent_disk, json_object, parse_event, small_int, text
+from skillcell.sandbox.driver import Sandbox
 from skillcell.sandbox.framing import FrameReader
 from skillcell.sandbox.job import ArtifactSink, ArtifactWriter, EventSink, Job, RunReport, SinkFull, Stop
 
@@ -30,7 +31,9 @@ _DRAIN_SECONDS = 2.0
 _DELIVER_SECONDS = 60.0
 _COLLECT_SECONDS = 60.0
 _CPU_POLL_SECONDS = (0.002, 0.5)
-_LEVELS = frozenset({"debug", "info", "warning", "error"})
+_YIELD_AFTER_FRAMES = 32
+_REFUSALS = 1000
+"""Refused artifacts that are passed on; an agent of ours names 200 and counts the rest."""
 
 
 class Canceled:
@@ -62,12 +65,13 @@ class Outlets:
 async def await_hello(reader: FrameReader, within_seconds: float) -> dict[str, Any]:
     """The agent's first word. Raises FrameError when it does not come, or speaks another protocol."""
     try:
-        frame = await asyncio.wait_for(reader.next(), within_seconds)
+        async with asyncio.timeout(within_seconds):
+            frame = await reader.next()
     except TimeoutError as error:
         raise FrameError(f"the agent said nothing within {within_seconds:g} s") from error
     if frame is None or frame[0] != frames.HELLO:
         raise FrameError("the agent ended before it said hello")
-    hello = _json_object(frame[1])
+    hello = json_object(frame[1])
     if hello.get("protocol") not in (frames.PROTOCOL, frames.PROTOCOL - 1):
         raise FrameError(f"the agent speaks protocol {hello.get('protocol')!r}, not {frames.PROTOCOL}")
     return hello
@@ -95,23 +99,29 @@ class Run:
         self._clock = clock
         self._started_event = started_event
         self._report = RunReport()
+        self._latest = Counters()
+        self._artifact_count = 0
+        self._refusals = 0
         self._stopping = asyncio.Event()
         self._began = asyncio.Event()
         self._exited = asyncio.Event()
         self._run_began_ns = 0
+        self._run_ended_ns = 0
         self._artifact: ArtifactWriter | None = None
         self._stdin_task: asyncio.Task[None] | None = None
 
     async def execute(self) -> RunReport:
-        """Runs to the end, whatever that is. The sandbox's processes are dead when this returns, also when it
-        raises.
+        """Runs to the end, whatever that is; an engine or store that fails is in the report, not raised. The sandbox's
+        processes are dead when this returns, also when it is canceled (unless the engine can't be reached any more).
         """
         report = self._report
         try:
-            report.before = await self._sandbox.counters()
+            report.before = self._latest = await self._sandbox.counters()
             await self._converse()
+        except Fault as fault:
+            self._lose(str(fault))
         finally:
-            await asyncio.shield(self._finish())
+            await to_completion(self._finish())
         return report
 
     async def _converse(self) -> None:
@@ -141,10 +151,15 @@ class Run:
     async def _talk(self) -> None:
         try:
             await self._deliver()
+            handled = 0
             while not await self._next_frame():
-                pass
+                handled += 1
+                if handled % _YIELD_AFTER_FRAMES == 0:
+                    await asyncio.sleep(0)  # one read may bring thousands of small frames
         except (FrameError, ConnectionError) as error:
             self._lose(f"the sandbox's channel broke: {error}")
+        except Fault as fault:
+            self._lose(str(fault))
 
     async def _deliver(self) -> None:
         began = self._clock.monotonic_ns()
@@ -159,7 +174,10 @@ class Run:
             return
         kind, payload = frame_or_end
         if kind == frames.FAILED:
-            self._report.failed = _text(_json_object(payload).get("message", ""))[:4096] or "the agent refused the job"
+            said = json_object(payload)
+            self._report.failed = text(said.get("message", ""))[:4096] or "the agent refused the job"
+            self._report.agent_disk = agent_disk(said.get("disk"))
+            self._report.disk = await self._sandbox.disk()
             return
         if kind != frames.STARTED:
             raise FrameError(f"frame type {kind} came where STARTED was due")
@@ -168,9 +186,9 @@ class Run:
         self._began.set()
         times = replace(self._started_event.times, deliver_ns=self._report.deliver_ns)
         await self._emit(replace(self._started_event, times=times))
-        await self._send_stdin()
+        self._send_stdin()
 
-    async def _send_stdin(self) -> None:
+    def _send_stdin(self) -> None:
         """Stdin goes beside the reading: a Skill that writes before it reads must not deadlock with us."""
         if not self._job.stdin and self._job.live_stdin is None:
             return
@@ -208,7 +226,7 @@ class Run:
         elif kind in (frames.STDOUT, frames.STDERR, frames.EVENT):
             await self._handle_output(kind, payload)
         elif kind == frames.EXITED:
-            await self._handle_exit(_json_object(payload))
+            await self._handle_exit(json_object(payload))
         else:
             raise FrameError(f"frame type {kind} came while the Skill ran")
 
@@ -217,11 +235,13 @@ class Run:
         room = limit - self._report.output_bytes
         self._report.output_bytes += len(payload)
         if len(payload) > room:
+            self._stop(Stop("output_bytes", self._report.output_bytes))  # before `emit`, which may have to wait
             if kind == frames.STDOUT and room > 0:
                 await self._emit(events.Stdout(payload[:room]))
             elif kind == frames.STDERR and room > 0:
                 await self._emit(events.Stderr(payload[:room]))
-            self._stop(Stop("output_bytes", self._report.output_bytes))
+        elif not payload:
+            pass  # costs the Skill nothing, so it must cost nobody an event
         elif kind == frames.STDOUT:
             await self._emit(events.Stdout(payload))
         elif kind == frames.STDERR:
@@ -232,19 +252,20 @@ class Run:
     async def _handle_exit(self, said: dict[str, Any]) -> None:
         self._mark_exit()
         self._report.exited = True
-        self._report.exit_code = _small_int(said.get("code"))
-        self._report.signal = _small_int(said.get("signal"))
+        self._report.exit_code = small_int(said.get("code"))
+        self._report.signal = small_int(said.get("signal"))
         if self._report.exit_code is None and self._report.signal is None:
             raise FrameError("EXITED named neither a code nor a signal")
-        self._report.agent_disk = _agent_disk(said.get("disk"))
-        self._report.disk = await self._sandbox.disk()
+        self._report.agent_disk = agent_disk(said.get("disk"))
+        if self._report.stop is None:  # else everything is dead, and the verdict given
+            self._report.disk = await self._sandbox.disk()
 
     async def _handle_collected(self, kind: int, payload: bytes) -> None:
         limits = self._job.limits
         if kind == frames.RESULT:
             self._report.result_json = payload
         elif kind == frames.ARTIFACT and self._artifact is None:
-            await self._open_artifact(_json_object(payload))
+            await self._open_artifact(json_object(payload))
         elif kind == frames.DATA:
             self._report.artifact_bytes += len(payload)
             if self._report.artifact_bytes > limits.artifact_bytes:
@@ -252,17 +273,24 @@ class Run:
             if self._artifact is not None:
                 await self._artifact.write(payload)
         elif kind == frames.ARTIFACT_END:
-            writer, self._artifact = self._artifact, None
-            if writer is not None:
-                await self._emit(await writer.finish())
+            if self._artifact is not None:
+                artifact = await self._artifact.finish()
+                self._artifact = None
+                await self._emit(artifact)
         elif kind == frames.ARTIFACT_REFUSED:
-            said = _json_object(payload)
-            await self._emit(events.ArtifactRefused(_text(said.get("name"))[:1024], _text(said.get("reason"))[:1024]))
+            self._refusals += 1
+            if self._refusals > _REFUSALS:
+                raise FrameError(f"more than {_REFUSALS} artifacts were refused")
+            said = json_object(payload)
+            await self._emit(events.ArtifactRefused(text(said.get("name"))[:1024], text(said.get("reason"))[:1024]))
         else:
             raise FrameError(f"frame type {kind} came while artifacts were collected")
 
     async def _open_artifact(self, said: dict[str, Any]) -> None:
-        name = _text(said.get("name"))
+        name = text(said.get("name"))
+        self._artifact_count += 1
+        if self._artifact_count > self._job.limits.artifact_count:
+            raise FrameError("artifacts went past their number")
         try:
             self._artifact = await self._outlets.artifacts.open(name)
         except ValueError as error:
@@ -274,12 +302,15 @@ class Run:
             await self._outlets.events.emit(event)
         except SinkFull as full:
             self._stop(Stop("output_bytes", self._report.output_bytes, bound=full.bound))
-        if not self._exited.is_set():
-            self._report.stalled_ns += self._clock.monotonic_ns() - began
+            self._break_off(str(full))
+        finally:  # also when the wait was cut off by the end of the run, of which it was a part
+            ended = self._run_ended_ns or self._clock.monotonic_ns()
+            self._report.stalled_ns += max(0, ended - began)
 
     def _mark_exit(self) -> None:
-        if self._run_began_ns and not self._report.run_ns:
-            self._report.run_ns = max(1, self._clock.monotonic_ns() - self._run_began_ns)
+        if self._run_began_ns and not self._run_ended_ns:
+            self._run_ended_ns = max(self._run_began_ns + 1, self._clock.monotonic_ns())
+            self._report.run_ns = self._run_ended_ns - self._run_began_ns
         self._exited.set()
 
     def _stop(self, stop: Stop) -> None:
@@ -293,32 +324,42 @@ class Run:
         elif self._report.stop is None and not self._report.lost:
             self._report.lost = why
 
+    def _break_off(self, why: str) -> None:
+        """Ends the collecting of a run whose Skill has exited; no effect before."""
+        if self._exited.is_set():
+            self._lose(why)
+            self._stopping.set()
+
     async def _watch_cancel(self) -> None:
         reason = await self._canceled.wait()
         self._stop(Stop(cancel=reason))
+        self._break_off(f"canceled while artifacts were collected: {reason.value.lower()}")
 
     async def _watch_wall(self) -> None:
-        try:
-            await asyncio.wait_for(self._began.wait(), _DELIVER_SECONDS)
+        try:  # not `wait_for`: that of Python 3.11 swallows a cancel which comes with the event
+            async with asyncio.timeout(_DELIVER_SECONDS):
+                await self._began.wait()
         except TimeoutError:
             self._lose(f"the sandbox did not take its input within {_DELIVER_SECONDS:g} s")
             self._stopping.set()
             return
         limit_ns = self._job.limits.wall_ns
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._exited.wait(), limit_ns / SECOND_NS)
-            await asyncio.sleep(_COLLECT_SECONDS)
-            self._lose(f"collecting artifacts took over {_COLLECT_SECONDS:g} s")
-            self._stopping.set()
+        try:
+            async with asyncio.timeout(limit_ns / SECOND_NS):
+                await self._exited.wait()
+        except TimeoutError:
+            self._stop(Stop("wall_ns", max(limit_ns, self._clock.monotonic_ns() - self._run_began_ns)))
             return
-        self._stop(Stop("wall_ns", max(limit_ns, self._clock.monotonic_ns() - self._run_began_ns)))
+        await asyncio.sleep(_COLLECT_SECONDS)
+        self._break_off(f"collecting artifacts took over {_COLLECT_SECONDS:g} s")
 
     async def _watch_cpu(self) -> None:
         """Polls as often as the limit could be near: all cores granted, from what is left."""
         limits = self._job.limits
         while not self._exited.is_set():
             try:
-                used = cpu_since(self._report.before, await self._sandbox.counters())
+                self._latest = await self._sandbox.counters()
+                used = cpu_since(self._report.before, self._latest)
             except Fault as fault:
                 self._lose(f"the engine was lost: {fault}")
                 self._stopping.set()
@@ -332,90 +373,27 @@ class Run:
 
     async def _finish(self) -> None:
         """Everything dead, every figure read, nothing half-kept."""
-        if self._stdin_task is not None:
-            self._stdin_task.cancel()
-            await asyncio.gather(self._stdin_task, return_exceptions=True)
-        if self._artifact is not None:
-            await self._artifact.discard()
-        exited_ns = self._run_began_ns + self._report.run_ns
         try:
             await self._sandbox.kill()
             self._mark_exit()
             self._report.after = await self._sandbox.counters()
         except Fault as fault:
             self._mark_exit()
+            self._report.after = replace(self._latest, measurement=Measurement.LOWER_BOUND)
             self._lose(f"the engine was lost: {fault}")
+        if self._stdin_task is not None:
+            self._stdin_task.cancel()
+            await asyncio.gather(self._stdin_task, return_exceptions=True)
+        if self._artifact is not None:
+            await self._artifact.discard()
         if self._report.exited:
-            self._report.collect_ns = max(0, self._clock.monotonic_ns() - exited_ns)
+            self._report.collect_ns = max(0, self._clock.monotonic_ns() - self._run_ended_ns)
         if self._report.cut_short:
-            await self._emit(events.ArtifactRefused("", self._report.cut_short))
+            with suppress(TimeoutError, Fault):  # a reader that stalls for ever must not keep the call from its end
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    await self._emit(events.ArtifactRefused("", self._report.cut_short))
 
 
 def cpu_since(before: Counters, after: Counters) -> int:
     """CPU time between two readings of one sandbox, nanoseconds."""
     return max(0, after.cpu_total_ns - before.cpu_total_ns)
-
-
-def parse_event(payload: bytes) -> events.Event:
-    """A line that the Skill wrote to SKILLCELL_EVENTS; what it is not, it is told in a log event."""
-    try:
-        said = _json_object(payload)
-    except FrameError as error:
-        return events.Log("warning", f"an event was not understood: {error}")
-    match said.get("type"):
-        case "log":
-            level = said.get("level", "info")
-            fields = said.get("fields", {})
-            return events.Log(
-                level if level in _LEVELS else "info",
-                _text(said.get("message", "")),
-                fields if isinstance(fields, dict) else {"fields": fields},
-            )
-        case "progress":
-            fraction = said.get("fraction")
-            if isinstance(fraction, bool) or not isinstance(fraction, int | float):
-                fraction = None
-            return events.Progress(
-                None if fraction is None else min(1.0, max(0.0, float(fraction))), _text(said.get("message", ""))
-            )
-        case "output" if "value" in said:
-            return events.Output(json.dumps(said["value"], separators=(",", ":")).encode())
-        case other:
-            return events.Log("warning", f"an event of unknown type {_text(other)[:64]!r} was ignored")
-
-
-def _json_object(payload: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(payload, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise FrameError(f"a payload is not JSON: {type(error).__name__}") from error
-    if not isinstance(value, dict):
-        raise FrameError("a payload is not a JSON object")
-    return value
-
-
-def _text(said: object) -> str:
-    """Whatever was said as text that UTF-8 can hold (JSON may carry lone surrogates)."""
-    return str(said).encode("utf-8", "replace").decode()
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _small_int(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255:
-        return None
-    return value
-
-
-def _agent_disk(said: object) -> dict[str, DiskUsage]:
-    found: dict[str, DiskUsage] = {}
-    if not isinstance(said, dict):
-        return found
-    for target, usage in list(said.items())[:16]:
-        if isinstance(usage, dict):
-            figures = [usage.get(key) for key in ("bytes_used", "bytes_limit", "files_used", "files_limit")]
-            if all(isinstance(figure, int) and figure >= 0 for figure in figures):
-                found[str(target)] = DiskUsage(*(int(figure) for figure in figures if isinstance(figure, int)))
-    return found

@@ -108,7 +108,7 @@ def _exited(report: RunReport, rules: Rules) -> Verdict:
 
 
 def _oom_kills(report: RunReport) -> int:
-    return report.after.oom_kills - report.before.oom_kills
+    return max(0, report.after.oom_kills - report.before.oom_kills)
 
 
 def _out_of_memory(report: RunReport, rules: Rules) -> Verdict:

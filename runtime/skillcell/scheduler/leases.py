@@ -15,6 +15,7 @@ import structlog
 
 from skillcell.agent.frames import FrameError
 from skillcell.core.clock import Clock
+from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault, unavailable
 from skillcell.core.ids import sandbox_id
 from skillcell.core.plan import Plan
@@ -107,7 +108,7 @@ class Leases:
                     startup_ns=ready - queued,
                 )
             finally:
-                await asyncio.shield(self._destroy(name))
+                await to_completion(self._destroy(name))
 
     def _spec(self, name: str, plan: Plan, image: Image) -> SandboxSpec:
         return SandboxSpec(

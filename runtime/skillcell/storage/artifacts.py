@@ -11,10 +11,12 @@ import json
 import mimetypes
 import os
 import shutil
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from skillcell.core.errors import not_found
+from skillcell.core.errors import not_found, unavailable
 from skillcell.core.events import Artifact
 from skillcell.core.paths import path_problem
 
@@ -65,12 +67,17 @@ class ExecutionArtifacts:
         if name in self._names:
             raise ValueError("an artifact of that name was there before")
         self._names.add(name)
-        await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True, mode=0o700)
-        return FileArtifact(self._directory, len(self._names), name)
+        with _stored():
+            await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True, mode=0o700)
+            return FileArtifact(self._directory, len(self._names), name)
 
 
 class FileArtifact:
-    """One artifact on its way to disk."""
+    """One artifact on its way to disk. All but `discard` raise Fault when the disk takes no more.
+
+    A canceled call leaves its thread running, so `discard` may come amid a write: the lock keeps it from closing the
+    descriptor under that write, whose number might belong to another file by then.
+    """
 
     def __init__(self, directory: Path, number: int, name: str) -> None:
         self._directory = directory
@@ -79,27 +86,35 @@ class FileArtifact:
         self._name = name
         self._size = 0
         self._hash = hashlib.sha256()
+        self._lock = threading.Lock()
+        self._kept = False
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     async def write(self, data: bytes) -> None:
         await asyncio.to_thread(self._write, data)
 
     async def finish(self) -> Artifact:
+        """Readable once this returns."""
         return await asyncio.to_thread(self._finish)
 
     async def discard(self) -> None:
+        """Leaves nothing of an artifact that was not finished."""
         await asyncio.to_thread(self._discard)
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        self._hash.update(data)
-        self._size += len(data)
+        with self._lock, _stored():
+            _write_all(self._fd, data)
+            self._hash.update(data)
+            self._size += len(data)
 
     def _finish(self) -> Artifact:
-        os.close(self._fd)
-        self._fd = -1
+        with self._lock, _stored():
+            self._close()
+            artifact = self._listed()
+            self._kept = True
+            return artifact
+
+    def _listed(self) -> Artifact:
         media_type = mimetypes.guess_type(self._name)[0] or "application/octet-stream"
         artifact = Artifact(self._name, self._size, self._hash.hexdigest(), media_type)
         line = {
@@ -109,15 +124,44 @@ class FileArtifact:
             "sha256": artifact.sha256,
             "media_type": artifact.media_type,
         }
-        with (self._directory / _INDEX).open("a", encoding="utf-8") as index:
-            index.write(json.dumps(line) + "\n")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        index = os.open(self._directory / _INDEX, flags, 0o600)
+        try:
+            whole = os.fstat(index).st_size
+            try:
+                _write_all(index, json.dumps(line).encode() + b"\n")
+            except OSError:
+                os.ftruncate(index, whole)  # half a line would swallow the next one
+                raise
+        finally:
+            os.close(index)
         return artifact
 
     def _discard(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._path.unlink(missing_ok=True)
+        with self._lock:
+            self._close()
+            if not self._kept:
+                self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+@contextmanager
+def _stored() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise unavailable("STORAGE_UNAVAILABLE", f"the gateway can't keep an artifact: {why}") from error
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _read_index(directory: Path) -> list[tuple[int, Artifact]]:

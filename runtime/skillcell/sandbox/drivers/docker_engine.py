@@ -29,8 +29,7 @@ from skillcell.sandbox.uids import DEFAULT_BASE, DEFAULT_PAIRS
 
 T = TypeVar("T")
 
-MINIMUM_API = (1, 41)
-"""Docker 20.10: cgroup namespaces and single statistics."""
+_LEAST_API = "1.41"  # Docker 20.10: cgroup namespaces
 
 RUNTIMES: Mapping[Isolation, tuple[str, ...]] = {
     Isolation.STANDARD: ("runc", "crun"),
@@ -156,29 +155,38 @@ class Engine:
             return self._client
 
     def _open(self) -> docker.APIClient:
-        settings = self.settings
         client = None
         try:
-            client = docker.APIClient(
-                base_url=settings.host,
-                version="auto",
-                timeout=int(settings.timeout_seconds),
-                tls=_tls(settings),
-                num_pools=4,
-                max_pool_size=2 * settings.threads,
-            )
-            self.facts = EngineFacts.parse(client.info(), client.version(api_version=False))
+            client = self._client_for(_LEAST_API)
+            version = client.version(api_version=False)
+            newest = str(version.get("ApiVersion", "0.0"))
+            client.close()
+            client = self._client_for(newest)
+            self.facts = EngineFacts.parse(client.info(), version)
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, DockerException, OSError) as error:
             if client is not None:
                 client.close()
             raise translate(error) from error
-        if parse_version(self.facts.api_version) < MINIMUM_API:
+        if parse_version(newest) < parse_version(_LEAST_API):
             client.close()
             raise precondition(
                 "ENGINE_TOO_OLD",
-                f"Docker Engine {self.facts.version} speaks API {self.facts.api_version}; "
-                "20.10 (API 1.41) or newer is needed",
+                f"Docker Engine {self.facts.version} speaks API {newest}; 20.10 (API {_LEAST_API}) or newer is needed",
             )
+        return client
+
+    def _client_for(self, version: str) -> docker.APIClient:
+        settings = self.settings
+        client = docker.APIClient(
+            base_url=settings.host,
+            version=version,
+            timeout=int(settings.timeout_seconds),
+            tls=_tls(settings),
+            num_pools=4,
+            max_pool_size=2 * settings.threads,
+        )
+        # else REQUESTS_CA_BUNDLE goes before the engine's own authority, and HTTP_PROXY between us
+        client.trust_env = False
         return client
 
     def _forget(self, client: docker.APIClient) -> None:
@@ -232,6 +240,10 @@ def translate(error: Exception) -> Fault:
     """An exception of the engine or its transport as a Fault, without the engine's text: it may name host paths."""
     if isinstance(error, APIError):
         return _refusal(error.status_code)
+    if isinstance(error, requests.exceptions.SSLError):
+        return precondition(
+            "ENGINE_TLS", "the engine's certificate or ours was refused; check tls_ca, tls_certificate, tls_key"
+        )
     if isinstance(error, requests.exceptions.Timeout | TimeoutError):
         return unavailable("ENGINE_TIMEOUT", "the Docker Engine took too long to answer", timedelta(seconds=5))
     return unavailable(

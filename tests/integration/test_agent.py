@@ -114,7 +114,7 @@ def test_the_main_things_work_in_the_image(agent: Agent) -> None:
     script = put(
         agent,
         "s.py",
-        "import os, pwd, requests\nprint(os.getpid() > 1, os.getcwd(), pwd.getpwuid(os.getuid())[0], os.getenv('HOME'))",
+        "import os, pwd, requests\nprint(os.getpid()>1, os.getcwd(), pwd.getpwuid(os.getuid())[0], os.getenv('HOME'))",
     )
     ending = agent.run(kind="python-script", script=script)
     assert (ending.stdout, ending.stderr, ending.code) == (b"True /workspace skill /home/skill\n", b"", 0)

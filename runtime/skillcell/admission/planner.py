@@ -5,12 +5,12 @@ Nothing here touches a sandbox or the ledger, so a refusal is a status and never
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Protocol
 
 from skillcell.admission.policy import Policy, grant
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, not_found, precondition
+from skillcell.core.json_text import json_problem
 from skillcell.core.paths import path_problem
 from skillcell.core.plan import Plan
 from skillcell.core.skills import Entrypoint, SkillVersion, VersionState
@@ -60,6 +60,7 @@ class Planner:
         """Raises Fault: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION; the message names field, value and limit."""
         _check_files(request.files)
         _check_env(request)
+        _check_arguments(request)
         _check_json(request.input_json)
         version = await self._catalog.resolve(principal, request.skill)
         _check_state(version)
@@ -126,14 +127,8 @@ def _check_needs(version: SkillVersion, request: ExecutionRequest) -> None:
 
 
 def _check_json(input_json: bytes | None) -> None:
-    if input_json is None:
-        return
-    try:
-        json.loads(input_json)
-    except (ValueError, RecursionError) as error:
-        where = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        what = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        raise invalid("input_json", f"is not JSON: {what}{where}", reason="INPUT_INVALID") from error
+    if input_json is not None and (problem := json_problem(input_json)):
+        raise invalid("input_json", f"is not JSON: {problem}", reason="INPUT_INVALID")
 
 
 def _check_files(files: Collection[InputFile]) -> None:
@@ -150,6 +145,12 @@ def _check_files(files: Collection[InputFile]) -> None:
         for depth in range(1, len(parts)):
             if (parent := "/".join(parts[:depth])) in seen:
                 raise invalid("files", f"{parent!r} is both a file and the directory of {name!r}")
+
+
+def _check_arguments(request: ExecutionRequest) -> None:
+    for index, argument in enumerate(request.args):
+        if "\0" in argument:
+            raise invalid(f"args[{index}]", "has a NUL byte, which no argument can carry")
 
 
 def _check_env(request: ExecutionRequest) -> None:

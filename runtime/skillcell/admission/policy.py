@@ -80,7 +80,10 @@ def grant(policy: Policy, manifest: LimitRequest, caller: LimitRequest) -> Grant
     if violations:
         text = "; ".join(f"{v.field} {v.description}" for v in violations)
         raise Fault(FaultKind.INVALID_ARGUMENT, "LIMIT_ABOVE_POLICY", text, violations=violations)
-    wishes = _with_room_for_disk(policy, caller, {name: _wish(policy, manifest, name) for name in Limits.names()})
+    wishes = {name: _wish(policy, manifest, name) for name in Limits.names()}
+    if manifest.disk_bytes is not None and caller.memory_bytes is None:
+        wishes["memory_bytes"] = _with_room_for_disk(policy, wishes)
+    wishes["disk_bytes"] = min(wishes["disk_bytes"], wishes["memory_bytes"] // 2)
     granted = dict(wishes)
     for name in Limits.names():
         asked = getattr(caller, name)
@@ -103,17 +106,13 @@ def grant(policy: Policy, manifest: LimitRequest, caller: LimitRequest) -> Grant
 def _wish(policy: Policy, manifest: LimitRequest, name: str) -> int:
     asked = getattr(manifest, name)
     if asked is None:
-        return int(getattr(policy.default, name))
+        asked = getattr(policy.default, name)
     return int(max(getattr(policy.least, name), min(asked, getattr(policy.most, name))))
 
 
-def _with_room_for_disk(policy: Policy, caller: LimitRequest, wishes: dict[str, int]) -> dict[str, int]:
-    """A wish for more disk than half the memory raises the memory, unless the caller named a memory limit itself."""
-    needed = 2 * wishes["disk_bytes"]
-    if caller.memory_bytes is None and needed > wishes["memory_bytes"]:
-        wishes["memory_bytes"] = min(needed, policy.most.memory_bytes)
-    wishes["disk_bytes"] = min(wishes["disk_bytes"], wishes["memory_bytes"] // 2)
-    return wishes
+def _with_room_for_disk(policy: Policy, wishes: dict[str, int]) -> int:
+    """Memory for a manifest that wishes for more disk than half of it."""
+    return min(max(wishes["memory_bytes"], 2 * wishes["disk_bytes"]), policy.most.memory_bytes)
 
 
 def _violations(policy: Policy, caller: LimitRequest) -> list[FieldViolation]:

@@ -72,7 +72,7 @@ class CapacityGate:
                 reason="LIMIT_ABOVE_POLICY",
                 limit=str(most),
             )
-        if len(self._waiting) >= self._capacity.queue_length:
+        if (self._waiting or not self._fits(limits)) and len(self._waiting) >= self._capacity.queue_length:
             raise Fault(
                 FaultKind.RESOURCE_EXHAUSTED,
                 "QUEUE_FULL",
@@ -102,17 +102,23 @@ class CapacityGate:
             await on_queued(len(self._waiting))
             await waiter.turn
         except BaseException:
-            if waiter.turn.done() and not waiter.turn.cancelled():
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif not waiter.turn.cancelled():
                 self._memory -= limits.memory_bytes
                 self._milli_cpus -= limits.milli_cpus
-            else:
-                self._waiting.remove(waiter)
             self._let_in()
             raise
 
     def _let_in(self) -> None:
-        while self._waiting and self._fits(self._waiting[0].limits):
-            waiter = self._waiting.popleft()
+        while self._waiting:
+            waiter = self._waiting[0]
+            if waiter.turn.cancelled():  # its call was canceled in this turn of the loop and has not run since
+                self._waiting.popleft()
+                continue
+            if not self._fits(waiter.limits):
+                return
+            self._waiting.popleft()
             self._take(waiter.limits)
             waiter.turn.set_result(None)
 

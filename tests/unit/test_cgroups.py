@@ -67,11 +67,13 @@ def test_every_limit_becomes_a_setting_that_is_read_back() -> None:
     v1 = {setting.file: setting.expected for setting in v1_settings(limits)}
     assert v1["memory.limit_in_bytes"] == v1["memory.memsw.limit_in_bytes"] == str(64 * MEBIBYTE)
     assert (v1["cpu.cfs_quota_us"], v1["cpu.cfs_period_us"], v1["pids.max"]) == ("25000", "100000", "7")
+    assert v1["cpu.shares"] == "256"
     v2 = {setting.file: setting.expected for setting in v2_settings(limits)}
     assert v2 == {
         "memory.max": str(64 * MEBIBYTE),
         "memory.swap.max": "0",
         "cpu.max": "25000 100000",
+        "cpu.weight": "10",
         "pids.max": "7",
     }
 

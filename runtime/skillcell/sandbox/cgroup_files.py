@@ -70,6 +70,7 @@ def v1_settings(limits: Limits) -> tuple[Setting, ...]:
         Setting("memory", "memory.memsw.limit_in_bytes", memory, memory),
         Setting("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US), str(CPU_PERIOD_US)),
         Setting("cpu", "cpu.cfs_quota_us", quota, quota),
+        Setting("cpu", "cpu.shares", str(cpu_shares(limits.milli_cpus)), str(cpu_shares(limits.milli_cpus))),
         Setting("pids", "pids.max", str(limits.pids), str(limits.pids)),
     )
 
@@ -83,8 +84,19 @@ def v2_settings(limits: Limits) -> tuple[Setting, ...]:
         Setting("memory", "memory.max", memory, memory),
         Setting("memory", "memory.swap.max", "0", "0"),
         Setting("cpu", "cpu.max", cpu, cpu),
+        Setting("cpu", "cpu.weight", cpu_weight(limits.milli_cpus), cpu_weight(limits.milli_cpus)),
         Setting("pids", "pids.max", str(limits.pids), str(limits.pids)),
     )
+
+
+def cpu_shares(milli_cpus: int) -> int:
+    """v1's weight, in proportion to the rate, so that a contended machine is shared as it was granted (as Kubernetes)."""
+    return min(max(milli_cpus * 1024 // 1000, 2), 262_144)
+
+
+def cpu_weight(milli_cpus: int) -> str:
+    """The same for v2, by the kernel's and Kubernetes' conversion of 2..262144 to 1..10000."""
+    return str(1 + (cpu_shares(milli_cpus) - 2) * 9999 // 262_142)
 
 
 def check_limits(limits: Limits) -> None:

@@ -302,6 +302,7 @@ def _v1_tree(
     with suppress(FileNotFoundError):  # gone, and always on, in newer kernels
         if _read(hierarchy).strip() == "0":
             _write(hierarchy, "1")
+    _weigh(bases["cpu"] / "cpu.shares", str(files.cpu_shares(_machine_milli_cpus())))
     swap_file = (bases["memory"] / "memory.memsw.limit_in_bytes").exists()
     _require_no_swap(swap_file, "swapaccount=1")
     everywhere = tuple(dict.fromkeys(mount.path / root for mount in mounts))
@@ -324,11 +325,22 @@ def _v2_tree(root: str, mount: files.Mount) -> CgroupTree:
         at = at / part
         _make_base(at)
         _enable(at)
+    _weigh(base / "cpu.weight", files.cpu_weight(_machine_milli_cpus()))
     swap_file = _has_swap_file(base)
     _require_no_swap(swap_file, "swapaccount=1")
     bases = dict.fromkeys((*_NEEDED_V2, "unified"), base)
     below = str(base.relative_to(mount.path))
     return CgroupTree(2, bases, (base,), _engine_root(mount, below), swap_file=swap_file)
+
+
+def _machine_milli_cpus() -> int:
+    return (os.cpu_count() or 1) * 1000
+
+
+def _weigh(path: Path, weight: str) -> None:
+    """All sandboxes together weigh as much as the machine has processors, or a busy host would starve them as one task."""
+    with suppress(OSError):
+        _write(path, weight)
 
 
 def _has_swap_file(base: Path) -> bool:

@@ -12,6 +12,7 @@ container was started, not that its agent works.
 
 from __future__ import annotations
 
+import gc
 import os
 import selectors
 import shutil
@@ -381,6 +382,7 @@ def main(arguments: list[str]) -> None:
         launcher_wire.send(gateway, launcher_wire.pack({"id": 0, **answer}))
         return
     launcher_wire.send(gateway, launcher_wire.pack({"id": 0}))
+    gc.freeze()  # a collection after a fork would copy the pages that the child is about to drop
     launcher.run()
 
 

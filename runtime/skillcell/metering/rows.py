@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, select
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome, UsageRecord
 from skillcell.metering.canonical import parse
-from skillcell.storage.tables import execution_labels, usage_records
+from skillcell.storage.tables import execution_labels, original, usage_records
 
 
 def admission_values(admission: Admission) -> dict[str, Any]:
@@ -126,9 +126,7 @@ def labels_of(connection: Connection, execution_ids: Iterable[str]) -> dict[str,
 
 def record_of(connection: Connection, execution_id: str) -> UsageRecord | None:
     """The one record of an execution, corrections aside."""
-    query = select(usage_records).where(
-        usage_records.c.execution_id == execution_id, usage_records.c.correction_of == ""
-    )
+    query = select(usage_records).where(usage_records.c.execution_id == execution_id, original)
     row = connection.execute(query).one_or_none()
     if row is None:
         return None

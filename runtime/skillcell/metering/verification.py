@@ -20,7 +20,7 @@ from skillcell.metering.canonical import GENESIS, chain_hash, parse
 from skillcell.metering.records import Head, Sums
 from skillcell.metering.settling import head
 from skillcell.metering.totals import plus, sums_of
-from skillcell.storage.tables import executions, totals, usage_records
+from skillcell.storage.tables import executions, original, totals, usage_records
 
 CHUNK = 1000
 _MOST_PROBLEMS = 100
@@ -139,7 +139,7 @@ class Walk:
                 self._report(Defect.TOTALS_DIFFER, 0, f"of {'/'.join(key)}")
 
     def _find_missing(self, connection: Connection) -> None:
-        recorded = exists().where(usage_records.c.execution_id == executions.c.id)
+        recorded = exists().where(usage_records.c.execution_id == executions.c.id, original)
         completed = executions.c.state == ExecutionState.COMPLETED.value
         query = select(executions.c.id).where(completed, ~recorded).limit(_MOST_PROBLEMS)
         for execution_id in connection.execute(query).scalars():

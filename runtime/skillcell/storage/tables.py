@@ -121,6 +121,9 @@ usage_records = Table(
     Index(None, "tenant", "ended_at"),
 )
 
+original = usage_records.c.correction_of == literal_column("''")
+"""Not a correction; without a parameter, as the unique partial index is spelled."""
+
 totals = Table(
     "totals",
     metadata,

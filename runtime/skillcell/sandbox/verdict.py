@@ -29,6 +29,8 @@ _CANCEL_FAULT = {
 }
 _FREE_BLOCK_BYTES = 64 * 1024
 """A disk with less than this free counts as exhausted: writers ask for blocks, and the last partial one stays free."""
+_FREE_FILES = 8
+"""The same for files: the agent's own few go when the Skill ends, before anybody looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def _exhausted(report: RunReport) -> Evidence | None:
 def _exhausted_mount(disk: DiskUsage, source: str, detail: str) -> Evidence | None:
     if disk.bytes_limit and disk.bytes_limit - disk.bytes_used < min(_FREE_BLOCK_BYTES, disk.bytes_limit // 16 + 1):
         return Evidence("disk_bytes", disk.bytes_limit, disk.bytes_used, "bytes", source, detail)
-    if disk.files_limit and disk.files_used >= disk.files_limit:
+    if disk.files_limit and disk.files_limit - disk.files_used < min(_FREE_FILES, disk.files_limit // 16 + 1):
         return Evidence("disk_files", disk.files_limit, disk.files_used, "count", source, detail)
     return None
 

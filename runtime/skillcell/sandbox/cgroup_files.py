@@ -90,7 +90,7 @@ def v2_settings(limits: Limits) -> tuple[Setting, ...]:
 
 
 def cpu_shares(milli_cpus: int) -> int:
-    """v1's weight, in proportion to the rate, so that a contended machine is shared as it was granted (as Kubernetes)."""
+    """v1's weight, in proportion to the rate, so that a contended machine is shared as granted (as Kubernetes)."""
     return min(max(milli_cpus * 1024 // 1000, 2), 262_144)
 
 

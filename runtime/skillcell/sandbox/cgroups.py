@@ -1,10 +1,7 @@
-"""One cgroup per sandbox: limits that are read back, counters that outlive the processes, an end that nothing escapes.
+"""Where the sandboxes' cgroups live, and how one is made: every limit set and read back, or nothing left.
 
-Three layouts: v1, hybrid (v1 controllers beside a v2 tree without any; used as v1, and its `cgroup.kill` too), and
-v2. A reader could get two things wrong. Counters are hierarchical, so a container that an engine puts in a child
-cgroup counts; only v1's OOM kills are lost with the child's directory. And `remove` clears every mounted hierarchy,
-also those that only an engine made. Everything here takes a few system calls, except `kill` and `remove`, which wait
-(bounded).
+Three layouts: v1, hybrid (v1 controllers beside a v2 tree without any; used as v1, and its `cgroup.kill` too), and v2.
+A reader could get wrong that a v2 parent may hold no processes: those in a delegated cgroup move to a leaf, `gateway`.
 """
 
 from __future__ import annotations
@@ -12,166 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from skillcell.core.errors import Fault, FaultKind, precondition, unavailable
-from skillcell.core.types import Counters, Limits, Measurement
+from skillcell.core.types import Limits
 from skillcell.sandbox import cgroup_files as files
+from skillcell.sandbox.cgroup import Cgroup, read, write
+
+__all__ = ["Cgroup", "CgroupTree"]
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _NEEDED_V1 = ("memory", "cpu", "cpuacct", "pids")
 _NEEDED_V2 = ("memory", "cpu", "pids")
-_KILL_SECONDS = 20.0
-_REMOVE_SECONDS = 5.0
-
-
-class Cgroup:
-    """The cgroup of one sandbox, over all hierarchies."""
-
-    def __init__(self, tree: CgroupTree, sandbox_id: str) -> None:
-        self.sandbox_id = sandbox_id
-        self._tree = tree
-        self._at = {name: base / sandbox_id for name, base in tree.bases.items()}
-        self._pids_peak = 0
-        self._memory_peak = 0
-        self._oom_kills = 0
-
-    @property
-    def engine_path(self) -> str:
-        """The path from the hierarchies' root, as engines want a parent cgroup named."""
-        return f"{self._tree.engine_root}/{self.sandbox_id}"
-
-    @property
-    def procs_files(self) -> tuple[str, ...]:
-        """Files to write a pid (or 0 for oneself) into, to join: one per hierarchy that limits, counts or kills."""
-        return tuple(f"{self._at[name]}/cgroup.procs" for name in self._tree.joined)
-
-    def counters(self) -> Counters:
-        """What the kernel counted so far for the sandbox and everything below it. NOT_FOUND when the cgroup is gone."""
-        try:
-            total, user, system = self._cpu()
-            self._oom_kills = max(self._oom_kills, self._read_oom_kills())
-            exact = self._read_peaks()
-        except FileNotFoundError as error:
-            raise Fault(FaultKind.NOT_FOUND, "CGROUP_NOT_FOUND", f"the cgroup of {self.sandbox_id} is gone") from error
-        return Counters(
-            cpu_user_ns=user,
-            cpu_system_ns=system,
-            cpu_total_ns=total,
-            memory_peak_bytes=self._memory_peak,
-            pids_peak=self._pids_peak,
-            oom_kills=self._oom_kills,
-            measurement=Measurement.EXACT if exact else Measurement.SAMPLED,
-        )
-
-    def _cpu(self) -> tuple[int, int, int]:
-        if self._tree.version == 2:
-            return files.v2_cpu_ns(_read(self._at["cpu"] / "cpu.stat"))
-        where = self._at["cpuacct"]
-        return files.v1_cpu_ns(_read(where / "cpuacct.usage"), _read(where / "cpuacct.stat"))
-
-    def _read_oom_kills(self) -> int:
-        if self._tree.version == 2:
-            return files.flat_keyed(_read(self._at["memory"] / "memory.events")).get("oom_kill", 0)
-        total = 0
-        for directory in _walk(self._at["memory"]):
-            with suppress(FileNotFoundError):
-                total += files.flat_keyed(_read(directory / "memory.oom_control")).get("oom_kill", 0)
-        return total
-
-    def _read_peaks(self) -> bool:
-        """Update the peaks; False when the kernel only shows the present memory use, so that the peak is a sample."""
-        memory, pids = self._at["memory"], self._at["pids"]
-        exact = True
-        if self._tree.version == 1:
-            peak = int(_read(memory / "memory.max_usage_in_bytes"))
-        else:
-            try:
-                peak = int(_read(memory / "memory.peak"))  # Linux 5.19
-            except FileNotFoundError:
-                peak, exact = int(_read(memory / "memory.current")), False
-        self._memory_peak = max(self._memory_peak, peak)
-        try:
-            alive = int(_read(pids / "pids.peak"))  # Linux 6.1
-        except FileNotFoundError:
-            alive = int(_read(pids / "pids.current"))
-        self._pids_peak = max(self._pids_peak, alive)
-        return exact
-
-    def pids(self) -> frozenset[int]:
-        """Processes of the sandbox that live now, in this process' pid namespace."""
-        found: set[int] = set()
-        for directory in _walk(self._at["pids"]):
-            with suppress(FileNotFoundError, ProcessLookupError, OSError):
-                found.update(int(line) for line in _read(directory / "cgroup.procs").split())
-        return frozenset(found - {0})
-
-    def kill(self) -> None:
-        """Return once no process is left. A fork storm is frozen or killed as one: it can't outrun us."""
-        deadline = time.monotonic() + _KILL_SECONDS
-        pause = 0.0005
-        while not self.kill_round():
-            if time.monotonic() > deadline:
-                message = f"processes of {self.sandbox_id} survived SIGKILL for {_KILL_SECONDS:.0f} s"
-                raise Fault(FaultKind.INTERNAL, "SANDBOX_WILL_NOT_DIE", message)
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
-
-    def kill_round(self) -> bool:
-        """Send SIGKILL to all that live now, without waiting; True when there was none."""
-        pids = self.pids()
-        if not pids:
-            return True
-        if "unified" in self._at:
-            with suppress(OSError):  # Linux 5.14; on a hybrid host an engine may not have joined this tree
-                _write(self._at["unified"] / "cgroup.kill", "1")
-        freezer = self._at.get("freezer")
-        if freezer is not None:
-            with suppress(OSError):
-                _write(freezer / "freezer.state", "FROZEN")
-            pids |= self.pids()
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if freezer is not None:
-            with suppress(OSError):
-                _write(freezer / "freezer.state", "THAWED")
-        return False
-
-    def remove(self) -> None:
-        """Remove its directories in every hierarchy. Idempotent; waits a little for processes that are still dying."""
-        for base in self._tree.everywhere:
-            self._remove_below(base / self.sandbox_id)
-
-    def _remove_below(self, top: Path) -> None:
-        try:
-            os.rmdir(top)  # the ordinary case: a leaf without processes
-            return
-        except FileNotFoundError:
-            return
-        except OSError:
-            pass
-        deadline = time.monotonic() + _REMOVE_SECONDS
-        for directory in sorted(_walk(top), key=lambda path: len(path.parts), reverse=True):
-            while True:
-                try:
-                    os.rmdir(directory)
-                except FileNotFoundError:
-                    break
-                except OSError as error:
-                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                        raise Fault(
-                            FaultKind.INTERNAL,
-                            "CGROUP_NOT_REMOVED",
-                            f"the cgroup of {self.sandbox_id} could not be removed: {error.strerror}",
-                        ) from error
-                    time.sleep(0.002)
-                else:
-                    break
 
 
 class CgroupTree:
@@ -254,8 +105,8 @@ class CgroupTree:
                 continue  # detect made sure that the machine has no swap to use
             path = self.bases[setting.controller] / sandbox_id / setting.file
             try:
-                _write(path, setting.value)
-                actual = _read(path).strip()
+                write(path, setting.value)
+                actual = read(path).strip()
             except OSError as error:
                 raise precondition(
                     "LIMIT_NOT_ENFORCED", f"{setting.file}={setting.value} was refused by the kernel: {error.strerror}"
@@ -269,9 +120,9 @@ class CgroupTree:
         if "devices" in self.bases:
             directory = self.bases["devices"] / sandbox_id
             try:
-                _write(directory / "devices.deny", "a")
+                write(directory / "devices.deny", "a")
                 for device in files.DEVICES:
-                    _write(directory / "devices.allow", device)
+                    write(directory / "devices.allow", device)
             except OSError as error:
                 raise precondition("LIMIT_NOT_ENFORCED", f"devices list was refused: {error.strerror}") from error
 
@@ -300,8 +151,8 @@ def _v1_tree(
         _make_base(base)
     hierarchy = bases["memory"] / "memory.use_hierarchy"
     with suppress(FileNotFoundError):  # gone, and always on, in newer kernels
-        if _read(hierarchy).strip() == "0":
-            _write(hierarchy, "1")
+        if read(hierarchy).strip() == "0":
+            write(hierarchy, "1")
     _weigh(bases["cpu"] / "cpu.shares", str(files.cpu_shares(_machine_milli_cpus())))
     swap_file = (bases["memory"] / "memory.memsw.limit_in_bytes").exists()
     _require_no_swap(swap_file, "swapaccount=1")
@@ -312,7 +163,7 @@ def _v1_tree(
 def _v2_tree(root: str, mount: files.Mount) -> CgroupTree:
     top = _delegated_top(mount)
     base = top / root
-    missing = set(_NEEDED_V2) - set(_read(top / "cgroup.controllers").split())
+    missing = set(_NEEDED_V2) - set(read(top / "cgroup.controllers").split())
     if missing:
         raise precondition(
             "CGROUP_NOT_DELEGATED",
@@ -338,9 +189,9 @@ def _machine_milli_cpus() -> int:
 
 
 def _weigh(path: Path, weight: str) -> None:
-    """All sandboxes together weigh as much as the machine has processors, or a busy host would starve them as one task."""
+    """All sandboxes together weigh as much as the machine has processors, lest a busy host starve them as one task."""
     with suppress(OSError):
-        _write(path, weight)
+        write(path, weight)
 
 
 def _has_swap_file(base: Path) -> bool:
@@ -372,7 +223,7 @@ def _enable(directory: Path) -> None:
     """Give children of `directory` the controllers; processes in it move to a leaf first ("no internal processes")."""
     wanted = " ".join(f"+{name}" for name in _NEEDED_V2)
     try:
-        _write(directory / "cgroup.subtree_control", wanted)
+        write(directory / "cgroup.subtree_control", wanted)
         return
     except OSError as error:
         if error.errno != errno.EBUSY:
@@ -380,10 +231,10 @@ def _enable(directory: Path) -> None:
     leaf = directory / "gateway"
     try:
         leaf.mkdir(exist_ok=True)
-        for pid in _read(directory / "cgroup.procs").split():
+        for pid in read(directory / "cgroup.procs").split():
             with suppress(ProcessLookupError):
-                _write(leaf / "cgroup.procs", pid)
-        _write(directory / "cgroup.subtree_control", wanted)
+                write(leaf / "cgroup.procs", pid)
+        write(directory / "cgroup.subtree_control", wanted)
     except OSError as error:
         raise _not_delegated(directory, error) from error
 
@@ -419,35 +270,3 @@ def _engine_root(mount: files.Mount, below: str) -> str:
 def _check_id(sandbox_id: str) -> None:
     if not _ID.fullmatch(sandbox_id):
         raise precondition("SANDBOX_ID", f"sandbox id {sandbox_id!r} does not match {_ID.pattern}")
-
-
-def _walk(top: Path) -> Iterator[Path]:
-    """`top` and every directory below it, parents first; what vanishes meanwhile is skipped."""
-    pending = [top]
-    while pending:
-        directory = pending.pop()
-        try:
-            below = [Path(entry.path) for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
-            continue
-        yield directory
-        pending.extend(below)
-
-
-def _read(path: Path) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(descriptor, 65536):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode("ascii", "replace")
-
-
-def _write(path: Path, value: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, value.encode())
-    finally:
-        os.close(descriptor)

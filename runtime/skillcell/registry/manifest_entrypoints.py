@@ -75,7 +75,7 @@ def read_entrypoint(placed: Placed, item: Mapping[str, Any], below: tuple[int, .
         schemas[key] = schema = as_schema(item.get(key))
         if schema is not None:
             for problem in check_schema(schema):
-                where = tuple(int(p) if p.isdigit() else p for p in problem.field.split("/") if p)
+                where = tuple(int(p) if p.isascii() and p.isdigit() else p for p in problem.field.split("/") if p)
                 placed.error("manifest-json-schema", problem.description, *below, key, *where)
     path, line, column = placed.at(*below)
     return EntrypointRequest(

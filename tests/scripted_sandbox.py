@@ -112,6 +112,7 @@ class ScriptedSandbox:
         self.kills += 1
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        await self._agent.close()  # the script may not even have begun
 
     async def gone(self) -> None:
         """Closes our end too."""

@@ -39,7 +39,14 @@ from skillcell.sandbox.drivers.docker_config import (
     check_image,
     container_body,
 )
-from skillcell.sandbox.drivers.docker_control import Control, EngineControl, LocalControl, SandboxCgroups, proven
+from skillcell.sandbox.drivers.docker_control import (
+    Control,
+    EngineControl,
+    LocalControl,
+    SandboxCgroups,
+    cgroups_of,
+    proven,
+)
 from skillcell.sandbox.drivers.docker_engine import DockerSettings, Engine, EngineFacts, settled
 from skillcell.sandbox.drivers.docker_packages import PackageVolumes
 from skillcell.sandbox.drivers.docker_stats import StatsFeed, open_stats
@@ -83,6 +90,7 @@ class DockerSandbox:
 
     async def kill(self) -> None:
         await self._control.kill()
+        self._channel.end()
 
     async def release(self) -> None:
         """Close what connects us to it; the container stays."""
@@ -254,7 +262,7 @@ class DockerDriver:
             if facts is not self._examined and facts is not None:
                 self._packages.forget()
                 self._images.clear()
-                self._cgroups, self._sampled_because = _cgroups_of(self.settings, facts)
+                self._cgroups, self._sampled_because = cgroups_of(self.settings, facts)
                 self._examined = facts
         for token in tuple(self._owed):
             with suppress(APIError):
@@ -354,21 +362,6 @@ class DockerDriver:
         for sandbox in tuple(self._live.values()):
             await sandbox.release()
         await asyncio.to_thread(self._engine.close)
-
-
-def _cgroups_of(settings: DockerSettings, facts: EngineFacts) -> tuple[SandboxCgroups | None, str]:
-    """Cgroups where the engine seems to be on this machine and we may write them, else why not. A Unix socket and the
-    same kernel make it a candidate (a forwarded socket or a VM shows at the first start)."""
-    if settings.engine_counters:
-        return None, "the settings say so (engine_counters)"
-    if not settings.host.startswith("unix://"):
-        return None, "the engine is reached over the network"
-    if facts.kernel != docker_checks.kernel_release():
-        return None, "the engine runs on another kernel than this machine's"
-    try:
-        return SandboxCgroups(settings.instance, facts.cgroup_driver), ""
-    except Fault as fault:
-        return None, fault.message
 
 
 def _remove_container(client: docker.APIClient, container_id: str) -> None:

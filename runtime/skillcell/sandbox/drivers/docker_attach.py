@@ -42,7 +42,8 @@ class AttachChannel:
         self._pending = 0  # bytes of the current stdout piece still to come
         self._skip = 0  # the same of a stderr piece
         self._stderr = bytearray()
-        self._ended = False
+        self._ended = False  # no one is there to take what we write
+        self._drained = False  # all there was has been read
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[bool, set[asyncio.Future[None]]] = {False: set(), True: set()}
@@ -58,11 +59,12 @@ class AttachChannel:
             chunk = self._take(limit)
             if chunk:
                 return chunk
-            if self._ended or self._closed:
+            if self._drained or self._closed:
                 return b""
             data = await self._receive()
             if not data:
-                self._ended = True
+                self._drained = True
+                self.end()
             self._buffer += data
 
     def _take(self, limit: int) -> bytes:
@@ -115,8 +117,8 @@ class AttachChannel:
         """Raises ConnectionError when the agent's side is gone."""
         rest = memoryview(data)
         while rest:
-            if self._closed:
-                raise ConnectionResetError("the channel is closed")
+            if self._closed or self._ended:
+                raise ConnectionResetError("the agent's side is gone")
             try:
                 rest = rest[self._socket.send(rest) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
@@ -127,6 +129,11 @@ class AttachChannel:
                 raise
             except OSError as error:
                 raise ConnectionResetError("the connection to the engine broke") from error
+
+    def end(self) -> None:
+        """The agent is dead: a writer gets an error, as the engine may never say so. What it wrote stays readable."""
+        self._ended = True
+        self._wake(self._waiters[True])
 
     async def _ready(self, *, writing: bool) -> None:
         """Until the socket may be used that way. TLS can make a reader wait for writing: several may wait for one."""

@@ -4,7 +4,6 @@ facts.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from skillcell.core.errors import Fault
@@ -32,11 +31,6 @@ _REGISTER: Mapping[Isolation, str] = {
 }
 
 _GOOD_STORAGE = frozenset({"overlay2", "overlayfs", "btrfs", "zfs", "fuse-overlayfs"})
-
-
-def kernel_release() -> str:
-    """This machine's, as `uname -r` shows it."""
-    return os.uname().release
 
 
 def lost_guarantees(facts: EngineFacts, *, sampled: bool) -> frozenset[Guarantee]:

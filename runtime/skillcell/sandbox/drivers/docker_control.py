@@ -19,7 +19,7 @@ from skillcell.core.types import Counters, Limits
 from skillcell.sandbox.cgroups import Cgroup, CgroupTree
 from skillcell.sandbox.driver import DiskUsage
 from skillcell.sandbox.drivers.docker_config import split
-from skillcell.sandbox.drivers.docker_engine import Engine
+from skillcell.sandbox.drivers.docker_engine import DockerSettings, Engine, EngineFacts
 from skillcell.sandbox.drivers.docker_stats import StatsFeed, larger
 
 _KILL_SECONDS = 30
@@ -70,6 +70,21 @@ class SandboxCgroups:
 
     def _directory(self, sandbox_id: str) -> str:
         return f"{self._root}-{sandbox_id}.slice" if self._systemd else sandbox_id
+
+
+def cgroups_of(settings: DockerSettings, facts: EngineFacts) -> tuple[SandboxCgroups | None, str]:
+    """Cgroups where the engine seems to be on this machine and we may write them, else why not. A Unix socket and the
+    same kernel make it a candidate (a forwarded socket or a VM shows at the first start)."""
+    if settings.engine_counters:
+        return None, "the settings say so (engine_counters)"
+    if not settings.host.startswith("unix://"):
+        return None, "the engine is reached over the network"
+    if facts.kernel != os.uname().release:
+        return None, "the engine runs on another kernel than this machine's"
+    try:
+        return SandboxCgroups(settings.instance, facts.cgroup_driver), ""
+    except Fault as fault:
+        return None, fault.message
 
 
 class LocalControl:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -77,13 +77,14 @@ class SkillcellClient:
         request_id: str | None = None,
         on_disconnect: OnDisconnect = OnDisconnect.CANCEL,
         deadline_seconds: float | None = None,
+        on_admitted: Callable[[str], None] | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[Event, None]:
         """Runs one call; events come while it runs, the last one is `Completed`.
 
         `request_id` is a UUID; None makes one, "" sends none and gives up re-attaching. After `deadline_seconds` the
-        gateway cancels the call. Leaving early (use `contextlib.aclosing`) cancels it too, unless `on_disconnect` is
-        DETACH.
+        gateway cancels the call. `on_admitted` gets the execution's id, before any event. Leaving early (use
+        `contextlib.aclosing`) cancels the call too, unless `on_disconnect` is DETACH.
         """
         identity = str(uuid.uuid4()) if request_id is None else request_id
         request = execution_pb2.ExecuteRequest(
@@ -96,6 +97,7 @@ class SkillcellClient:
             self._retry,
             execute=lambda: self._executions.Execute(request, metadata=self._metadata, timeout=deadline_seconds),
             repeatable=bool(identity),
+            on_admitted=on_admitted,
         )
         try:
             async with aclosing(stream.events()) as events:

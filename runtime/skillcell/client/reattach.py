@@ -50,6 +50,7 @@ class Reattaching:
         *,
         execute: Callable[[], Any] | None = None,
         repeatable: bool = False,
+        on_admitted: Callable[[str], None] | None = None,
         execution_id: str = "",
         after_sequence: int = 0,
     ) -> None:
@@ -58,6 +59,7 @@ class Reattaching:
         self._execute = execute
         self._policy = policy
         self._repeatable = repeatable
+        self._on_admitted = on_admitted
         self.execution_id = execution_id
         self.last_sequence = after_sequence
         self.completed = False
@@ -97,6 +99,8 @@ class Reattaching:
             for key, value in await call.initial_metadata() or ():
                 if key == EXECUTION_ID:
                     self.execution_id = str(value)
+                    if self._on_admitted is not None:
+                        self._on_admitted(self.execution_id)
         try:
             async for response in call:
                 message = response.event
@@ -105,7 +109,6 @@ class Reattaching:
                 if message.sequence != self.last_sequence + 1:
                     raise DataLoss(f"event {self.last_sequence + 1} of {message.execution_id} is missing")
                 self.last_sequence = message.sequence
-                self.execution_id = self.execution_id or message.execution_id
                 with known_values():
                     event = convert.event(message)
                 if event is not None:

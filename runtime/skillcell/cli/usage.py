@@ -1,0 +1,177 @@
+"""`skillcell usage`: records, sums, and the check of the ledger."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from skillcell.cli import exits, options
+from skillcell.cli.connection import connection, run
+
+if TYPE_CHECKING:
+    from skillcell.client import SkillcellClient
+    from skillcell.core.types import UsageRecord
+
+app = typer.Typer(help="What calls used: records, sums, the check of the ledger.", invoke_without_command=True)
+Skill = Annotated[str, typer.Option("--skill", metavar="PUBLISHER/NAME", help="Only calls of this Skill.")]
+
+
+@app.callback()
+def default(
+    context: typer.Context,
+    *,
+    as_json: options.Json = False,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """What calls used; without a command, the newest records."""
+    options.remember(server, api_key)
+    if context.invoked_subcommand is None:
+        listed(as_json=as_json, server=server, api_key=api_key)
+
+
+@app.command("list")
+def listed(
+    *,
+    skill: Skill = "",
+    execution: Annotated[str, typer.Option("--execution", metavar="ID", help="One call's record.")] = "",
+    label: options.Labels = None,
+    after: options.After = None,
+    before: options.Before = None,
+    limit: options.Limit = 1000,
+    as_json: options.Json = False,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """List usage records in the order of the ledger."""
+    labels = options.pairs("--label", label)
+    since, until = options.moment("--after", after), options.moment("--before", before)
+
+    async def work(client: SkillcellClient) -> None:
+        from skillcell.cli.present import print_json, table
+
+        found: list[UsageRecord] = []
+        token = ""
+        while len(found) < limit:
+            page = await client.usage.records(
+                skill=skill,
+                execution_id=execution,
+                labels=labels,
+                after=since,
+                before=until,
+                page_size=min(limit - len(found), 1000),
+                page_token=token,
+            )
+            found += page.items
+            token = page.next_page_token
+            if not token:
+                break
+        if as_json:
+            print_json(found)
+        else:
+            table(_COLUMNS, [_row(record) for record in found], right=_RIGHT)
+
+    run(connection(server, api_key), work, as_json=as_json)
+
+
+_COLUMNS = ("SEQ", "ENDED", "TENANT", "SKILL", "OUTCOME", "BILLED", "CPU", "PEAK MEMORY", "EXECUTION")
+_RIGHT = ("SEQ", "BILLED", "CPU", "PEAK MEMORY")
+
+
+def _row(record: UsageRecord) -> tuple[str, ...]:
+    from skillcell.cli.present import duration, size, when
+
+    return (
+        str(record.sequence),
+        when(record.ended_at),
+        record.tenant,
+        f"{record.publisher}/{record.skill}@{record.version}",
+        record.outcome.value.lower(),
+        f"{record.billed_ms} ms",
+        duration(record.cpu_total_ns),
+        size(record.memory_peak_bytes),
+        record.execution_id,
+    )
+
+
+@app.command()
+def summary(
+    *,
+    by: Annotated[
+        str,
+        typer.Option("--by", metavar="KEYS", help="tenant, skill, publisher, version, outcome…, label:KEY; commas."),
+    ] = "skill",
+    bucket: Annotated[str, typer.Option("--bucket", metavar="SPAN", help="hour, day or month.")] = "",
+    skill: Skill = "",
+    label: options.Labels = None,
+    after: options.After = None,
+    before: options.Before = None,
+    as_json: options.Json = False,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Sum usage over groups; the numbers are the ledger's integers."""
+    keys = [key.strip() for key in by.split(",") if key.strip()]
+    labels = options.pairs("--label", label)
+    since, until = options.moment("--after", after), options.moment("--before", before)
+
+    async def work(client: SkillcellClient) -> None:
+        from skillcell.cli.present import duration, print_json, size, table
+
+        found = await client.usage.summary(
+            by=keys, bucket=bucket, skill=skill, labels=labels, after=since, before=until
+        )
+        if as_json:
+            print_json(found)
+            return
+        shown = [*(["time"] if bucket else []), *keys]
+        rows = [
+            (
+                *(group.keys.get(key, "") for key in shown),
+                str(group.totals.calls),
+                str(group.totals.billable_calls),
+                f"{group.totals.billed_ms / 1000:.3f} s",
+                duration(group.totals.cpu_total_ns),
+                f"{group.totals.memory_limit_byte_ns / (1 << 30) / 1e9:.3f}",
+                size(group.totals.output_bytes),
+            )
+            for group in found.groups
+        ]
+        columns = (*(key.upper() for key in shown), *_SUMS)
+        table(columns, rows, right=_SUMS)
+
+    run(connection(server, api_key), work, as_json=as_json)
+
+
+_SUMS = ("CALLS", "BILLABLE", "BILLED", "CPU", "GIB·S", "OUTPUT")
+
+
+@app.command()
+def verify(
+    *,
+    from_sequence: Annotated[int, typer.Option("--from", min=0, help="First record; 0 for the first of all.")] = 0,
+    to_sequence: Annotated[int, typer.Option("--to", min=0, help="Last record; 0 for the head.")] = 0,
+    as_json: options.Json = False,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Check the ledger's hash chain and totals; exit code 1 when something is wrong."""
+
+    async def work(client: SkillcellClient) -> int:
+        from skillcell.cli.present import print_json
+
+        found = await client.usage.verify(from_sequence=from_sequence, to_sequence=to_sequence)
+        if as_json:
+            print_json(found)
+        else:
+            for defect in found.defects:
+                sys.stdout.write(f"record {defect.sequence}: {defect.kind.lower()} {defect.detail}\n")
+            state = "intact" if found.intact else "NOT intact"
+            sys.stdout.write(f"{state}: {found.records_checked} records checked\n")
+            if found.head_sequence:
+                sys.stdout.write(f"head {found.head_sequence} {found.head_hash.hex()}\n")
+        return 0 if found.intact else exits.FAILED
+
+    run(connection(server, api_key), work, as_json=as_json)

@@ -27,7 +27,8 @@ from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.types import Principal
 from skillcell.engines import Engine, check_engine, engine_for, prepare_images
-from skillcell.execution import Executor, ExecutorSettings, Gateway, Stages
+from skillcell.execution import Executor, Gateway, Stages
+from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
@@ -50,6 +51,7 @@ from skillcell.settings import Settings, split_address
 from skillcell.storage.artifacts import ArtifactStore
 from skillcell.storage.database import Database
 from skillcell.storage.spool import Spool
+from skillcell.watching import Watching
 from skillcell.wire.events import EventEncoder, Pinned
 
 log = structlog.get_logger("skillcell")
@@ -65,6 +67,7 @@ class Running:
     data: DataDirectory
     driver: str
     executor: Executor
+    live: LiveExecutions
     health: Health
 
 
@@ -92,17 +95,18 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             observer=metrics,
             new_codec=_codec,
             new_spool=lambda execution_id: Spool(data.events / execution_id, limit_bytes=settings.spool_bytes),
-            kept_spool=_kept_spools(settings, data, closed=True),
             artifacts=artifacts.sink,
             output_check=lambda plan: rules.output_check(plan.entrypoint),
         )
         me = Gateway(data.instance_id, boot_id(), engine.driver.name)
-        executor = Executor(stages, me, clock, ExecutorSettings(settings.reconnect_seconds))
+        live = LiveExecutions()
+        executor = Executor(stages, live, me, clock)
+        watching = Watching(live, ledger, _kept_spools(settings, data, closed=True), settings.reconnect_seconds)
         recovery = Recovery(ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data))
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live)
         reaped = await reaper.sweep(at_once=True)
-        retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, executor.is_live)
+        retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, live.__contains__)
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         host, port = split_address(settings.metrics)
@@ -111,7 +115,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         )
         services = (
             ExecutionService(  # type: ignore[abstract] # what is not served answers UNIMPLEMENTED at the edge
-                executor, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds)
+                executor, watching, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds)
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
             UsageService(ledger),  # type: ignore[abstract]
@@ -126,6 +130,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             data=data,
             driver=engine.driver.name,
             executor=executor,
+            live=live,
             health=health,
         )
 
@@ -141,7 +146,7 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
         write_note(running.address, running.metrics, running.data.development_key)
         announce(running)
         await stopping.wait()
-        log.info("draining", live=running.executor.live, within_seconds=settings.drain_seconds)
+        log.info("draining", live=len(running.live), within_seconds=settings.drain_seconds)
         await running.health.serving(False)
         await running.executor.drain(settings.drain_seconds)
     log.info("stopped")

@@ -16,7 +16,8 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import Counters, FaultParty, Measurement, Outcome, StageTimes, UsageRecord
-from skillcell.execution import Codec, Observer
+from skillcell.execution import Observer
+from skillcell.live import Codec
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import Settlement
 from skillcell.metering.usage import Ending, usage_record

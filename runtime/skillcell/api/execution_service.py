@@ -17,14 +17,15 @@ import grpc.aio
 from skillcell.api.edge import caller
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.records import StoredExecution
-from skillcell.core.types import CancelReason
+from skillcell.core.types import CancelReason, OnDisconnect
 from skillcell.execution import Executor
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import ExecutionFilter
 from skillcell.storage.artifacts import ArtifactStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.v1 import execution_pb2_grpc
-from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, OUTCOME
+from skillcell.watching import Watching
+from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, ON_DISCONNECT, OUTCOME
 from skillcell.wire.events import artifact_to_proto
 from skillcell.wire.executions import execution_to_proto
 from skillcell.wire.limits import limits_to_proto
@@ -39,8 +40,11 @@ _CHUNK_BYTES = 256 * 1024
 class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     """Calls and their events."""
 
-    def __init__(self, executor: Executor, ledger: Ledger, artifacts: ArtifactStore, kept: timedelta) -> None:
+    def __init__(
+        self, executor: Executor, watching: Watching, ledger: Ledger, artifacts: ArtifactStore, kept: timedelta
+    ) -> None:
         self._executor = executor
+        self._watching = watching
         self._ledger = ledger
         self._artifacts = artifacts
         self._kept = kept
@@ -52,19 +56,18 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         finished = False
         try:
             await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
-            async with aclosing(self._executor.watch(principal, execution_id)) as records:
+            async with aclosing(self._watching.watch(principal, execution_id)) as records:
                 async for record in records:
                     yield as_response(record)
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(self._executor.reader_left(execution_id, _why_gone(context)))
+                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context)))
 
     async def StartExecution(self, request: pb.StartExecutionRequest, context: Context) -> pb.StartExecutionResponse:
         principal = caller()
-        execution_id = await self._executor.start(
-            principal, spec_from_proto(request.spec, request.request_id), attached=False
-        )
+        domain = spec_from_proto(request.spec, request.request_id, ON_DISCONNECT.to_wire(OnDisconnect.DETACH))
+        execution_id = await self._executor.start(principal, domain, attached=False)
         return pb.StartExecutionResponse(execution=await self._execution(execution_id))
 
     async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
@@ -85,7 +88,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def WatchExecution(  # type: ignore[override]
         self, request: pb.WatchExecutionRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        watching = self._executor.watch(caller(), request.execution_id, request.after_sequence)
+        watching = self._watching.watch(caller(), request.execution_id, request.after_sequence)
         finished = False
         try:
             async with aclosing(watching) as records:
@@ -94,10 +97,10 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(self._executor.reader_left(request.execution_id, CancelReason.DISCONNECT))
+                await asyncio.shield(self._watching.reader_left(request.execution_id, CancelReason.DISCONNECT))
 
     async def CancelExecution(self, request: pb.CancelExecutionRequest, context: Context) -> pb.CancelExecutionResponse:
-        await self._executor.cancel(caller(), request.execution_id)
+        await self._watching.cancel(caller(), request.execution_id)
         return pb.CancelExecutionResponse(execution=await self._execution(request.execution_id))
 
     async def GetArtifact(
@@ -146,7 +149,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
 
     def _now(self, stored: StoredExecution) -> StoredExecution:
         """The store hears of a start a moment late; a live call knows better."""
-        return self._executor.refreshed(stored)
+        return self._watching.refreshed(stored)
 
 
 def as_response(record: bytes) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc.aio
 
@@ -168,24 +168,24 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, request: pb.DownloadSkillRequest, context: Context
     ) -> AsyncIterator[pb.DownloadSkillResponse]:
         version = await self._catalog.get(caller(), request.skill)
-        data = await self._packages.to_archive(version.package_digest)
-        if request.offset > len(data):
-            raise Fault(
-                FaultKind.OUT_OF_RANGE,
-                "POSITION_OUT_OF_RANGE",
-                f"offset: is {request.offset}; the archive has {len(data)} bytes",
+        with await self._packages.to_archive(version.package_digest) as archive:
+            size, digest = await asyncio.to_thread(_measured, archive)
+            if request.offset > size:
+                raise Fault(
+                    FaultKind.OUT_OF_RANGE,
+                    "POSITION_OUT_OF_RANGE",
+                    f"offset: is {request.offset}; the archive has {size} bytes",
+                )
+            header = pb.DownloadSkillHeader(
+                version=version.version, digest=version.digest, size_bytes=size, sha256=digest
             )
-        header = pb.DownloadSkillHeader(
-            version=version.version,
-            digest=version.digest,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).digest(),
-        )
-        if version.created_at is not None:
-            header.create_time.CopyFrom(instant_to_proto(version.created_at))
-        yield pb.DownloadSkillResponse(header=header, offset=request.offset)
-        for offset in range(request.offset, len(data), _CHUNK_BYTES):
-            yield pb.DownloadSkillResponse(offset=offset, data=data[offset : offset + _CHUNK_BYTES])
+            if version.created_at is not None:
+                header.create_time.CopyFrom(instant_to_proto(version.created_at))
+            yield pb.DownloadSkillResponse(header=header, offset=request.offset)
+            offset = archive.seek(request.offset)
+            while data := await asyncio.to_thread(archive.read, _CHUNK_BYTES):
+                yield pb.DownloadSkillResponse(offset=offset, data=data)
+                offset += len(data)
 
     @asynccontextmanager
     async def _received(self, requests: AsyncIterator[Part]) -> AsyncIterator[Received]:
@@ -224,6 +224,12 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 reason="ARCHIVE_INVALID",
                 limit=str(self._max_archive_bytes),
             )
+
+
+def _measured(archive: BinaryIO) -> tuple[int, bytes]:
+    archive.seek(0)
+    digest = hashlib.file_digest(archive, "sha256").digest()
+    return archive.tell(), digest
 
 
 def _order(message: str) -> Fault:

@@ -77,6 +77,11 @@ class Spool:
         return self._segments[0].first if self._segments else self._last + 1
 
     @property
+    def limit_bytes(self) -> int:
+        """How much is kept at the most."""
+        return self._limit
+
+    @property
     def attached(self) -> int:
         """How many readers are reading now."""
         return len(self._readers)
@@ -90,14 +95,15 @@ class Spool:
         spool._closed = closed
         return spool
 
-    async def append(self, record: bytes, *, final: bool = False) -> int:
+    async def append(self, record: bytes, *, final: bool = False, past_limit: bool = False) -> int:
         """Writes one record and returns its sequence. A final one always finds room, and nothing may follow it: readers
-        end after it, also when it could not be written. Raises SpoolFull, and Fault when the disk takes no more (then
-        nothing was written).
+        end after it, also when it could not be written. One may be let `past_limit`. Raises SpoolFull, and Fault when
+        the disk takes no more (then nothing was written).
         """
         size = _HEADER.size + len(record)
         async with self._changed:
-            while self._bytes + size > self._limit and self._segments and not (final or self._closed):
+            unbounded = final or past_limit
+            while self._bytes + size > self._limit and self._segments and not (unbounded or self._closed):
                 if self._let_go():
                     continue
                 if not self._readers and not self._expected:

@@ -1,0 +1,97 @@
+"""Calls that are admitted and not yet settled: what this process holds of each, and how it is found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from skillcell.core import events
+from skillcell.core.clock import Clock
+from skillcell.core.plan import Plan
+from skillcell.core.records import Admission
+from skillcell.core.types import ExecutionState, Principal
+from skillcell.sandbox.job import SinkFull
+from skillcell.sandbox.supervisor import Canceled
+from skillcell.storage.spool import Spool, SpoolFull
+
+
+class Codec(Protocol):
+    """Events of one execution as bytes, in the form that callers get."""
+
+    def encode(self, sequence: int, time: datetime, event: events.Event) -> bytes: ...
+
+
+@dataclass(slots=True)
+class Execution:
+    """A live call."""
+
+    id: str
+    plan: Plan
+    admission: Admission
+    admitted_ns: int
+    spool: Spool
+    codec: Codec
+    clock: Clock
+    canceled: Canceled = field(default_factory=Canceled)
+    state: ExecutionState = ExecutionState.QUEUED
+    started_at: datetime | None = None
+    run_is_over: bool = False
+    """Set once no sandbox waits for what is said: from then on a slow reader holds back nothing of ours."""
+
+    async def emit(self, event: events.Event) -> None:
+        """The sink of this call's events. Raises SinkFull."""
+        now = self.clock.now()
+        if isinstance(event, events.Started):
+            self.state, self.started_at = ExecutionState.RUNNING, now
+        record = self.codec.encode(self.spool.last_sequence + 1, now, event)
+        try:
+            await self.spool.append(record, past_limit=self.run_is_over)
+        except SpoolFull as full:
+            raise SinkFull(self.spool.limit_bytes) from full
+
+
+class LiveExecutions:
+    """All live calls of this process."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Execution] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Execution]:
+        return iter(tuple(self._by_id.values()))
+
+    def __contains__(self, execution_id: str) -> bool:
+        return execution_id in self._by_id
+
+    def add(self, execution: Execution) -> None:
+        self._by_id[execution.id] = execution
+        self._idle.clear()
+
+    def remove(self, execution: Execution) -> None:
+        """It is settled; what was said of it can still be read by those who are reading."""
+        self._by_id.pop(execution.id, None)
+        execution.spool.release()
+        if not self._by_id:
+            self._idle.set()
+
+    def get(self, execution_id: str) -> Execution | None:
+        """Whoever's it is: for what the gateway itself does."""
+        return self._by_id.get(execution_id)
+
+    def find(self, principal: Principal, execution_id: str) -> Execution | None:
+        """A live call of this tenant, None when there is none such."""
+        execution = self._by_id.get(execution_id)
+        if execution is None or execution.plan.principal.tenant != principal.tenant:
+            return None
+        return execution
+
+    async def idle(self) -> None:
+        """Returns when there is none."""
+        await self._idle.wait()

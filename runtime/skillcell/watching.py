@@ -1,0 +1,105 @@
+"""Listening to calls, live or after the fact; ending them early; and what becomes of one whose client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+
+from skillcell.core.errors import Fault, FaultKind, unavailable
+from skillcell.core.records import StoredExecution
+from skillcell.core.types import CancelReason, ExecutionState, OnDisconnect, Principal
+from skillcell.live import Execution, LiveExecutions
+from skillcell.metering.ledger import Ledger
+from skillcell.storage.spool import Expired, Spool
+
+
+class Watching:
+    """Over the live calls of this process, and what is kept of those that ended."""
+
+    def __init__(
+        self, live: LiveExecutions, ledger: Ledger, kept_spool: Callable[[str], Spool], reconnect_seconds: float
+    ) -> None:
+        self._live = live
+        self._ledger = ledger
+        self._kept_spool = kept_spool
+        self._reconnect_seconds = reconnect_seconds
+        self._graces: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self, principal: Principal, execution_id: str, after: int = 0) -> AsyncGenerator[bytes]:
+        """Every encoded event after `after`, live or kept. Raises Fault NOT_FOUND, or OUT_OF_RANGE when expired."""
+        execution = self._live.find(principal, execution_id)
+        spool = execution.spool if execution is not None else await self._kept(principal, execution_id)
+        grace = self._graces.pop(execution_id, None)
+        if grace is not None:
+            grace.cancel()
+        try:
+            async for _, record in spool.read(after):
+                yield record
+        except Expired as expired:
+            raise _expired(
+                f"events up to {expired.first - 1} are no longer kept; read from after_sequence {expired.first - 1}",
+                expired.first,
+            ) from expired
+        finally:
+            if execution is None:
+                spool.release()
+
+    async def reader_left(self, execution_id: str, reason: CancelReason) -> None:
+        """A reader went away before the end. If it was the last one, the call is canceled, waits for it to come back,
+        or goes on, as its caller chose.
+        """
+        execution = self._live.get(execution_id)
+        if execution is None or execution.spool.attached:
+            return
+        request = execution.plan.request
+        if request.on_disconnect is OnDisconnect.DETACH:
+            await execution.spool.expect_reader(False)
+        elif request.request_id and reason is not CancelReason.DEADLINE:
+            self._graces[execution_id] = asyncio.create_task(self._cancel_later(execution))
+        else:
+            execution.canceled.cancel(reason)
+
+    async def cancel(self, principal: Principal, execution_id: str) -> None:
+        """Ends a call; no effect on one that has ended. Raises Fault NOT_FOUND."""
+        execution = self._live.find(principal, execution_id)
+        if execution is None:
+            await self._ledger.get_execution(principal, execution_id)
+            return
+        execution.canceled.cancel(CancelReason.CLIENT)
+
+    def refreshed(self, stored: StoredExecution) -> StoredExecution:
+        """A stored execution with what this process knows better: the store hears of a start a moment late."""
+        execution = self._live.get(stored.admission.execution_id)
+        if execution is None or stored.state is ExecutionState.COMPLETED:
+            return stored
+        return replace(
+            stored,
+            state=execution.state,
+            started_at=execution.started_at,
+            last_event_sequence=execution.spool.last_sequence,
+        )
+
+    async def _cancel_later(self, execution: Execution) -> None:
+        try:
+            await asyncio.sleep(self._reconnect_seconds)
+            if not execution.spool.attached:
+                execution.canceled.cancel(CancelReason.DISCONNECT)
+        finally:
+            self._graces.pop(execution.id, None)
+
+    async def _kept(self, principal: Principal, execution_id: str) -> Spool:
+        stored = await self._ledger.get_execution(principal, execution_id)
+        if stored.state is not ExecutionState.COMPLETED:
+            raise unavailable("WRONG_STATE", f"execution {execution_id} is carried out by another gateway")
+        spool = self._kept_spool(execution_id)
+        if not spool.last_sequence:
+            raise _expired(
+                f"the events of {execution_id} are no longer kept; GetExecution has its outcome and usage",
+                stored.last_event_sequence,
+            )
+        return spool
+
+
+def _expired(message: str, first: int) -> Fault:
+    return Fault(FaultKind.OUT_OF_RANGE, "POSITION_OUT_OF_RANGE", message, metadata={"first_sequence": str(first)})

@@ -68,6 +68,7 @@ class _Docker(DriverContract):
         driver = DockerDriver(self.settings)
         await driver.check()  # connects, so that what is declared is what this engine was found to give
         yield driver
+        await driver.prune_packages(set())
         await driver.close()
 
     @pytest.fixture

@@ -227,9 +227,10 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
 
 
 def _measured(archive: BinaryIO) -> tuple[int, bytes]:
-    archive.seek(0)
-    digest = hashlib.file_digest(archive, "sha256").digest()
-    return archive.tell(), digest
+    digest = hashlib.sha256()
+    while data := archive.read(_CHUNK_BYTES):
+        digest.update(data)
+    return archive.tell(), digest.digest()
 
 
 def _order(message: str) -> Fault:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import stat
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from skillcell.registry.archive import Staging
 from skillcell.registry.catalog import Catalog
 from skillcell.registry.catalog_changes import CatalogChanges
 from skillcell.registry.limits import PackageLimits
-from skillcell.registry.package_store import PackageStore
+from skillcell.registry.package_store import PackageStore, seal
 from skillcell.registry.publish import Publication, SkillPublisher
 from skillcell.storage.database import Database
 
@@ -110,8 +111,10 @@ async def test_the_stored_tree_is_read_only_and_downloads_the_same_bytes_for_eve
     tree = registry.store.path(version.package_digest)
     modes = {p.relative_to(tree).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in [tree, *tree.rglob("*")]}
     assert modes == {".": 0o555, "SKILL.md": 0o444, "scripts": 0o555, "scripts/run.py": 0o444}
-    data = await registry.store.to_archive(version.package_digest)
-    assert data == await registry.store.to_archive(version.package_digest)
+    with await registry.store.to_archive(version.package_digest) as first:
+        data = first.read()
+    with await registry.store.to_archive(version.package_digest) as second:
+        assert data == second.read()
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert tar.getnames() == ["SKILL.md", "scripts", "scripts/run.py"]
     download = tmp_path / "download.tar.gz"
@@ -225,7 +228,7 @@ async def test_publishing_needs_the_role_and_the_name(registry: Registry, tmp_pa
     fault = await refused(registry.publish(skill(tmp_path), CALLER))
     assert (fault.kind, fault.reason) == (FaultKind.PERMISSION_DENIED, "ROLE_REQUIRED")
     fault = await refused(registry.publish(skill(tmp_path), RIVAL))
-    assert (fault.kind, fault.reason) == (FaultKind.PERMISSION_DENIED, "PUBLISHER_NOT_YOURS")
+    assert (fault.kind, fault.reason) == (FaultKind.PERMISSION_DENIED, "ROLE_REQUIRED")
     assert registry.kept() == ([], [])
 
 
@@ -381,3 +384,30 @@ async def test_an_own_name_may_be_chosen_when_importing_only(registry: Registry,
     assert (await refused(registry.publish(skill(tmp_path), name="mine"))).reason == "SKILL_INVALID"
     version = await registry.publish(skill(tmp_path), name="mine", lenient=True)
     assert replace(version, findings=()).reference == "acme/mine@0.1.0"
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+async def test_a_kill_at_any_moment_leaves_whole_versions_only(tmp_path: Path, after: int) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parents[1] / "registry_child.py"),
+        str(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    acknowledged = [(await child.stdout.readline()).decode().split() for _ in range(after)]
+    child.kill()
+    acknowledged += [
+        line.decode().split() for line in (await child.stdout.read()).splitlines() if line.count(b" ") == 1
+    ]
+    await child.wait()
+    async with await Database.open(f"sqlite:///{tmp_path}/store.db") as database:
+        registry = Registry(tmp_path / "data", database)
+        found = {v.version: v for v in (await registry.catalog.versions(ACME, "acme/demo", page_size=1000)).items}
+        for version, digest in acknowledged:
+            assert found[version].digest == digest
+        for stored in found.values():
+            assert seal(registry.store.path(stored.package_digest)) == stored.package_digest
+        await registry.publisher.clean(older_than_seconds=0)
+        packages, staging = registry.kept()
+        assert (set(packages), staging) == ({v.package_digest for v in found.values()}, [])

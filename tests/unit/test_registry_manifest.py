@@ -151,6 +151,8 @@ def test_every_key_reaches_the_spec(tmp_path: Path) -> None:
         (HEADER + "pids: 4\nresources: {limits: {pids: 5}}\n", 3, "resources.limits.pids"),
         (HEADER + "timeoutSeconds: forever\n", 3, "timeoutSeconds"),
         (HEADER + "network: {type: host}\n", 3, "network"),
+        (HEADER + "network: {type: allowlist, allowed_domains: ['*.example.com']}\n", 3, "network"),
+        (HEADER + "network: {type: allowlist, allowed_domains: ['example.com:70000']}\n", 3, "65535"),
         (HEADER + "secrets: [{name: a, env: A, file: b}]\n", 3, "exactly one"),
         (HEADER + "secrets: [{name: a, header: X}]\n", 3, "exactly one"),
         (HEADER + "env: [{name: SKILLCELL_X, value: a}]\n", 3, "SKILLCELL_"),
@@ -184,7 +186,7 @@ def test_a_mistake_stays_an_error_when_lenient() -> None:
     ("text", "why"),
     [
         (HEADER + "entrypoints: [{name: a, handler: 'missing.py:f'}]", "no file 'missing.py'"),
-        (HEADER + "entrypoints: [{name: a, command: [bin/missing]}]", "no file 'bin/missing'"),
+        (HEADER + "entrypoints: [{name: a, command: [bin/missing]}]", "'bin/missing' is no script"),
         (HEADER + "entrypoints: [{name: missing}]", "no script"),
         (HEADER + "defaultEntrypoint: b", "no entrypoint is named 'b'"),
         (HEADER + "runtime: {packages: {pip: missing.txt}}", "no file 'missing.txt'"),
@@ -192,6 +194,23 @@ def test_a_mistake_stays_an_error_when_lenient() -> None:
 )
 def test_what_the_folder_does_not_have_is_an_error(tmp_path: Path, text: str, why: str) -> None:
     assert any(why in error for error in errors(look(tmp_path, {"skill-runtime.yaml": text})))
+
+
+def test_a_command_may_name_a_script_that_lost_its_exec_bit_or_a_program(tmp_path: Path) -> None:
+    files = {
+        "run.sh": "echo",
+        "tool": "\x7fELF",
+        "skill-runtime.yaml": HEADER
+        + "entrypoints: [{name: a, command: [./run.sh, -x]}, {name: b, command: [./tool]}]",
+    }
+    assert any("'./tool' is no script" in error for error in errors(look(tmp_path, files)))
+    (tmp_path / "tool").chmod(0o755)
+    inspection = look(tmp_path, files)
+    assert errors(inspection) == []
+    assert [(e.command, e.script) for e in inspection.spec.entrypoints] == [
+        (("bash", "run.sh", "-x"), "run.sh"),
+        (("tool",), "tool"),
+    ]
 
 
 def test_overlay_wins_over_file_and_file_over_inference_key_by_key(tmp_path: Path) -> None:
@@ -283,13 +302,13 @@ def test_entrypoints_are_found_by_short_names_where_unique(tmp_path: Path) -> No
     assert unknown.value.kind is FaultKind.NOT_FOUND
     with pytest.raises(Fault) as unnamed:
         find_entrypoint(spec, "")
-    assert unnamed.value.reason == "ENTRYPOINT_REQUIRED"
+    assert unnamed.value.reason == "ENTRYPOINT_AMBIGUOUS"
 
 
 def test_a_skill_with_nothing_to_run_says_so() -> None:
     with pytest.raises(Fault) as caught:
         find_entrypoint(SkillSpec("demo", "d", ()), "x")
-    assert (caught.value.kind, caught.value.reason) == (FaultKind.FAILED_PRECONDITION, "SKILL_NOT_CALLABLE")
+    assert (caught.value.kind, caught.value.reason) == (FaultKind.FAILED_PRECONDITION, "NOT_CALLABLE")
 
 
 def test_dependencies_are_read_from_wherever_a_folder_declares_them(tmp_path: Path) -> None:

@@ -173,4 +173,4 @@ def remove_tree(root: Path) -> None:
 def storage_fault(problem: OSError) -> Fault:
     """The disk's own refusal, without a path."""
     why = os.strerror(problem.errno) if problem.errno else "unknown error"
-    return Fault(FaultKind.UNAVAILABLE, "PACKAGE_STORE_UNAVAILABLE", f"packages can't be stored now: {why}")
+    return Fault(FaultKind.UNAVAILABLE, "STORE_UNAVAILABLE", f"packages can't be stored now: {why}")

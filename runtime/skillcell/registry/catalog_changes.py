@@ -134,7 +134,7 @@ class CatalogChanges:
             owner = _require_own(connection, principal, reference)
             row = require_version(connection, reference)
             if VersionState.BLOCKED in {state, VersionState(row.state)} and OPERATOR not in principal.roles:
-                raise _denied("ROLE_REQUIRED", "blocking a version and undoing it need the role operator")
+                raise _denied("blocking a version and undoing it need the role operator")
             values = {"state": state.value, "state_reason": reason if state is not VersionState.PUBLISHED else ""}
             connection.execute(update(skill_versions).where(skill_versions.c.number == row.number).values(**values))
             _refresh(connection, reference, self._clock)
@@ -209,9 +209,9 @@ class CatalogChanges:
 def check_may_publish(principal: Principal, publisher: str) -> None:
     """Raises Fault PERMISSION_DENIED. It says nothing of whether the publisher exists."""
     if PUBLISHER not in principal.roles and OPERATOR not in principal.roles:
-        raise _denied("ROLE_REQUIRED", "publishing needs the role publisher")
+        raise _denied("publishing needs the role publisher")
     if not owns(principal, publisher):
-        raise _denied("PUBLISHER_NOT_YOURS", f"these credentials can't publish as {shown(publisher)!r}")
+        raise _denied(f"these credentials can't publish as {shown(publisher)!r}")
 
 
 def _existing(
@@ -313,5 +313,5 @@ def _require_own(connection: Connection, principal: Principal, reference: SkillR
     return row
 
 
-def _denied(reason: str, message: str) -> Fault:
-    return Fault(FaultKind.PERMISSION_DENIED, reason, message)
+def _denied(message: str) -> Fault:
+    return Fault(FaultKind.PERMISSION_DENIED, "ROLE_REQUIRED", message)

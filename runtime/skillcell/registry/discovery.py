@@ -7,6 +7,7 @@ whole list. In `command`, the element that equals `script` is relative to the pa
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -80,18 +81,18 @@ def find_entrypoint(spec: SkillSpec, name: str) -> Entrypoint:
     """
     if not spec.entrypoints:
         message = f"Skill {spec.name!r} has nothing to run: no script is in it and no manifest names an entrypoint"
-        raise precondition("SKILL_NOT_CALLABLE", message, skill=spec.name)
+        raise precondition("NOT_CALLABLE", message, skill=spec.name)
     wanted = name or spec.default_entrypoint
     names = [entrypoint.name for entrypoint in spec.entrypoints]
     if not wanted:
-        raise _ask_for_name("ENTRYPOINT_REQUIRED", f"Skill {spec.name!r} has several; name one of", names)
+        raise _ask_for_name(f"Skill {spec.name!r} has several; name one of", names)
     for form in range(4):
         fitting = [entrypoint for entrypoint in spec.entrypoints if _forms(entrypoint)[form] == wanted]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
             fits = [entrypoint.name for entrypoint in fitting]
-            raise _ask_for_name("ENTRYPOINT_AMBIGUOUS", f"{shown(wanted)!r} fits several; name one of", fits)
+            raise _ask_for_name(f"{shown(wanted)!r} fits several; name one of", fits)
     forms = [form for entrypoint in spec.entrypoints for form in _forms(entrypoint)]
     close = difflib.get_close_matches(wanted[:256], forms, 3, 0.5)
     hint = f"did you mean {', '.join(dict.fromkeys(close))}?" if close else f"there are {', '.join(names[:10])}"
@@ -101,7 +102,7 @@ def find_entrypoint(spec: SkillSpec, name: str) -> Entrypoint:
         f"Skill {spec.name!r} has no entrypoint {shown(wanted)!r}; {hint}",
         violations=(FieldViolation("entrypoint", hint),),
         resource=("entrypoint", shown(wanted)),
-        metadata={"close": ", ".join(dict.fromkeys(close))},
+        metadata={"close": ", ".join(dict.fromkeys(close)), "entrypoints": ", ".join(names[:20])},
     )
 
 
@@ -111,11 +112,11 @@ def _forms(entrypoint: Entrypoint) -> tuple[str, str, str, str]:
     return entrypoint.name, str(path.with_suffix("")), path.name, path.stem
 
 
-def _ask_for_name(reason: str, message: str, names: Sequence[str]) -> Fault:
+def _ask_for_name(message: str, names: Sequence[str]) -> Fault:
     listed = ", ".join(names[:20])
     return Fault(
         FaultKind.INVALID_ARGUMENT,
-        reason,
+        "ENTRYPOINT_AMBIGUOUS",
         f"entrypoint: {message} {listed}",
         violations=(FieldViolation("entrypoint", f"{message} {listed}"),),
         metadata={"entrypoints": listed},
@@ -139,7 +140,7 @@ def _of_request(
             name=request.name, handler=request.handler, script=file, interpreter=_HANDLERS[PurePosixPath(file).suffix]
         )
     elif request.command:
-        base = _of_command(root, request, report)
+        base = _of_command(root, request, found, report)
     else:
         script = next((script for script in found if script.path == request.name), None)
         if script is None:
@@ -159,15 +160,20 @@ def _of_request(
     return _with_io(described, request.io, shared)
 
 
-def _of_command(root: Path, request: EntrypointRequest, report: Report) -> Entrypoint:
+def _of_command(root: Path, request: EntrypointRequest, found: Sequence[Script], report: Report) -> Entrypoint:
     """Finds the script in a command: its first element if that is a path, else what a known interpreter is given."""
     program, *rest = request.command
     base = Entrypoint(name=request.name, command=request.command)
     if "/" in program and not program.startswith("/"):
         path = str(PurePosixPath(program))
-        if not (root / path).is_file():
+        script = next((script for script in found if script.path == path), None)
+        if script is not None:
+            # Started as discovery would: archives made on other systems have lost the exec bit.
+            return replace(_of_script(script), command=(*script.command, *rest))
+        if not (root / path).is_file() or not os.access(root / path, os.X_OK):
             where = (request.path, request.line, request.column)
-            report.error("manifest-command", f"{request.name}: there is no file {shown(program)!r}", *where)
+            message = f"{request.name}: {shown(program)!r} is no script and no executable file of the folder"
+            report.error("manifest-command", message, *where)
         return replace(base, command=(path, *rest), script=path)
     path = str(PurePosixPath(rest[0])) if rest else ""
     if rest and not rest[0].startswith(("-", "/")) and (root / path).is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -166,7 +166,7 @@ class _Reader:
             default_entrypoint=self._value("defaultEntrypoint", ""),
             io=read_io({key: placed.value for key, placed in self._keys.items()}),
             limits=self._limits(),
-            network=Network(tuple(_with_port(domain) for domain in network.get("allowed_domains", ()))),
+            network=Network(self._domains("network", network.get("allowed_domains", ()), "allowed_domains")),
             env=self._env(),
             secrets=self._secrets(),
             pricing=tuple(PriceComponent(c["meter"], c["unit"], c["unitAmountDecimal"]) for c in components),
@@ -263,12 +263,17 @@ class _Reader:
                 env=item.get("env", ""),
                 file=item.get("file", ""),
                 header=item.get("header", ""),
-                domains=tuple(_with_port(domain) for domain in item.get("domains", ())),
+                domains=self._domains("secrets", item.get("domains", ()), index, "domains"),
             )
-            for item in self._value("secrets", ())
+            for index, item in enumerate(self._value("secrets", ()))
         )
 
-
-def _with_port(domain: str) -> str:
-    host, _, port = domain.partition(":")
-    return f"{host.lower()}:{port or '443'}"
+    def _domains(self, key: str, listed: Sequence[str], *below: str | int) -> tuple[str, ...]:
+        """`host:port`, lower case; without a port 443 is meant."""
+        found: list[str] = []
+        for index, domain in enumerate(listed):
+            host, _, port = domain.lower().partition(":")
+            if port and not 1 <= int(port) <= 65535:
+                self._keys[key].error("manifest-port", f"{domain!r}: a port is 1 to 65535", *below, index)
+            found.append(f"{host}:{int(port or 443)}")
+        return tuple(found)

@@ -11,17 +11,17 @@ import asyncio
 import errno
 import gzip
 import hashlib
-import io
 import json
 import os
 import secrets
 import stat
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.registry.archive import StagedPackage, remove_tree, storage_fault
@@ -85,9 +85,13 @@ class PackageStore:
             raise Fault(FaultKind.DATA_LOSS, "PACKAGE_LOST", message, resource=("package", digest))
         return target
 
-    async def to_archive(self, digest: str) -> bytes:
-        """A tar.gz of the package, the same bytes for the same digest for ever."""
-        return await asyncio.to_thread(_archive, self.path(digest))
+    async def to_archive(self, digest: str) -> BinaryIO:
+        """A tar.gz of the package, the same bytes for the same digest and zlib, in an unnamed file at its start.
+
+        The caller reads it from whatever offset it needs, and closes it. Raises Fault.
+        """
+        path = self.path(digest)
+        return await asyncio.to_thread(_translated, lambda: _archive(path, self.staging_root))
 
     async def sweep(self, older_than_seconds: float = 3600) -> int:
         """Removes staging directories that no publication can still be using; how many."""
@@ -197,8 +201,8 @@ def _entries(root: Path) -> Iterator[tuple[str, Path]]:
     return iter(sorted(named, key=lambda item: item[0].encode()))
 
 
-def _archive(root: Path) -> bytes:
-    out = io.BytesIO()
+def _archive(root: Path, folder: Path) -> BinaryIO:
+    out: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
     with (
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=out, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
@@ -218,4 +222,5 @@ def _archive(root: Path) -> bytes:
                 entry.mode = 0o755 if status.st_mode & 0o111 else 0o644
                 with path.open("rb") as content:
                     tar.addfile(entry, content)
-    return out.getvalue()
+    out.seek(0)
+    return out

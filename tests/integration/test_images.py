@@ -29,7 +29,7 @@ from skillcell.core.errors import Fault
 from skillcell.sandbox.images import MOUNT_POINTS, Image, ImageStore, machine_architecture
 from skillcell.sandbox.images_archive import import_archive
 from skillcell.sandbox.images_bootstrap import Drift, prepare
-from skillcell.sandbox.images_docker import DockerImages
+from skillcell.sandbox.images_docker import STAGE_LABEL, DockerImages
 from skillcell.sandbox.images_npm import prepare_npm
 from skillcell.sandbox.images_recipes import ALIASES, recipes_directory
 from skillcell.sandbox.images_tree import pack, tree_digest
@@ -378,7 +378,7 @@ def test_the_dockerfile_builds_the_same_files_as_the_bootstrap(
         if built is not None:
             engine.images.remove(str(built.id), force=True)
         engine.images.remove(tag, force=True)
-        engine.images.prune(filters={"dangling": True, "label": "skillcell.test=1"})
+        engine.images.prune(filters={"dangling": True, "label": STAGE_LABEL})
 
 
 class Registry(ThreadingHTTPServer):

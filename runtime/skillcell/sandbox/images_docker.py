@@ -31,6 +31,7 @@ from skillcell.sandbox.images_tree import pack
 
 RECIPE_LABEL = "skillcell.recipe"
 DIGEST_LABEL = "skillcell.digest"
+STAGE_LABEL = "skillcell.stage=build"
 _PROBE = "import sys; print('%d.%d %s' % (sys.version_info[0], sys.version_info[1], sys.executable))"
 _PROBE_SECONDS = 60
 _ABSENT = ("manifest unknown", "name unknown", "repository does not exist")
@@ -137,6 +138,8 @@ class DockerImages:
                     labels={RECIPE_LABEL: recipe.fingerprint},
                     buildargs={"NODE_PACKAGE": f"node-linux-{'x64' if architecture == 'amd64' else architecture}"},
                 )
+                # The classic builder leaves the first stage behind, several times the size of the result.
+                self._client.images.prune(filters={"dangling": True, "label": STAGE_LABEL})
         except BuildError as error:
             raise unavailable("IMAGE_BUILD_FAILED", f"the engine could not build {alias!r}: {error.msg}") from error
         return Image(

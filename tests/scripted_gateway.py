@@ -135,6 +135,8 @@ class ScriptedGateway:
         self.archive = b""
         self.canceled = asyncio.Event()
         self.reached_hold = asyncio.Event()
+        self.cancel_seen = asyncio.Event()
+        self.cancel_hangs = False
 
     async def enter(self, request: Any, context: Any) -> None:
         self.metadata = dict(context.invocation_metadata())
@@ -220,6 +222,9 @@ class _Executions(execution_pb2_grpc.ExecutionServiceServicer):
 
     async def CancelExecution(self, request: Any, context: Any) -> Any:
         await self.script.enter(request, context)
+        self.script.cancel_seen.set()
+        if self.script.cancel_hangs:
+            await asyncio.Event().wait()
         self.script.canceled.set()
         return ex.CancelExecutionResponse(execution=self.script.execution())
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 from skillcell.cli import call, executions, options, publishing, serve, skills, usage
+
+
+class Shell(Enum):
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
 
 app = typer.Typer(
     name="skillcell",
@@ -32,6 +41,14 @@ def version(*, short: Annotated[bool, typer.Option("--short", help="The number a
     typer.echo(number if short else f"skillcell {number}")
 
 
+def completion(
+    shell: Annotated[Shell, typer.Argument(help="Which shell's script.", show_default=False)],
+) -> None:
+    """Print the script that completes commands and Skill names: source <(skillcell completion bash)."""
+    os.environ["_SKILLCELL_COMPLETE"] = f"source_{shell.value}"
+    app(prog_name="skillcell")
+
+
 app.command()(serve.serve)
 app.command()(publishing.publish)
 app.command()(publishing.validate)
@@ -44,6 +61,7 @@ app.command()(executions.cancel)
 app.add_typer(usage.app, name="usage")
 app.command()(serve.doctor)
 app.add_typer(serve.images_app, name="images")
+app.command()(completion)
 app.command()(version)
 
 

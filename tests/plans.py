@@ -9,7 +9,12 @@ from skillcell.core.plan import Plan
 from skillcell.core.skills import Entrypoint, Interpreter, SkillSpec, SkillVersion
 from skillcell.core.types import ExecutionRequest, Isolation, Limits, Principal, WorkingDir
 
-ENTRYPOINT = Entrypoint(name="scripts/run.py", script="scripts/run.py", interpreter=Interpreter.PYTHON)
+ENTRYPOINT = Entrypoint(
+    name="scripts/run.py",
+    command=("python3", "scripts/run.py"),
+    script="scripts/run.py",
+    interpreter=Interpreter.PYTHON,
+)
 
 
 def version(**changes: Any) -> SkillVersion:

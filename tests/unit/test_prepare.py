@@ -1,0 +1,135 @@
+"""A plan becomes what driver and agent get: the places, the environment and the command line of the contract."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plans import ENTRYPOINT, plan, version
+from skillcell.agent import frames
+from skillcell.core.skills import Entrypoint, Interpreter, Layer
+from skillcell.core.types import ExecutionRequest, InputFile, Limits, WorkingDir
+from skillcell.sandbox.driver import PackageMount
+from skillcell.sandbox.prepare import environment_for, job_for, mounts_for
+
+IMAGE_ENV = {"PATH": "/opt/bin:/bin", "LANG": "de_DE", "ONLY": "image"}
+
+
+def entry(**changes: object) -> Entrypoint:
+    return replace(Entrypoint("e"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "kind", "argv", "script", "function"),
+    [
+        (ENTRYPOINT, "python-script", ("x",), "/skill/scripts/run.py", ""),
+        (entry(command=("python3", "a.py", "-v"), script="a.py"), "python-script", ("-v", "x"), "/skill/a.py", ""),
+        (
+            entry(command=("python3", "-O", "a.py"), script="a.py"),
+            "exec",
+            ("python3", "-O", "/skill/a.py", "x"),
+            "",
+            "",
+        ),
+        (entry(command=("bash", "run.sh"), script="run.sh"), "exec", ("bash", "/skill/run.sh", "x"), "", ""),
+        (entry(command=("node", "a/r.mjs"), script="a/r.mjs"), "exec", ("node", "/skill/a/r.mjs", "x"), "", ""),
+        (entry(command=("run", "-v"), script="run"), "exec", ("/skill/run", "-v", "x"), "", ""),
+        (entry(command=("jq", ".a")), "exec", ("jq", ".a", "x"), "", ""),
+        (entry(command=("/usr/bin/env", "run")), "exec", ("/usr/bin/env", "run", "x"), "", ""),
+        (entry(handler="s/t.py:handle", script="s/t.py"), "python-function", ("x",), "/skill/s/t.py", "handle"),
+        (
+            entry(handler="t.mjs:handle", script="t.mjs", interpreter=Interpreter.NODE),
+            "node-function",
+            ("x",),
+            "/skill/t.mjs",
+            "handle",
+        ),
+    ],
+)
+def test_each_kind_of_entrypoint_has_its_command_line(
+    entrypoint: Entrypoint, kind: str, argv: tuple[str, ...], script: str, function: str
+) -> None:
+    job = job_for(plan(entrypoint=entrypoint, arguments=("x",)), "exe_1", {})
+    assert (job.kind, job.argv, job.script, job.function) == (kind, argv, script, function)
+    assert (job.cwd, job.copy_skill) == ("/workspace", False)
+
+
+def test_in_a_copy_of_the_package_everything_is_found_there() -> None:
+    job = job_for(plan(working_dir=WorkingDir.SKILL), "exe_1", {})
+    assert (job.script, job.cwd, job.copy_skill) == ("/workspace/scripts/run.py", "/workspace", True)
+    assert job.env["SKILLCELL_SKILL_DIR"] == "/workspace"
+
+
+def test_the_environment_is_image_then_runtime_then_manifest_then_caller() -> None:
+    request = ExecutionRequest("acme/tool", env={"B": "caller", "HOME": "/elsewhere"})
+    call = plan(request=request, version=version(env={"A": "manifest", "B": "manifest", "ONLY": "manifest"}))
+    env = environment_for(call, "exe_1", IMAGE_ENV)
+    assert {"A": "manifest", "B": "caller", "ONLY": "manifest", "HOME": "/elsewhere"}.items() <= env.items()
+    assert (env["LANG"], env["PATH"]) == ("C.UTF-8", "/opt/bin:/bin")
+
+
+def test_no_one_but_the_runtime_says_where_things_are() -> None:
+    forged = {name: "forged" for name in environment_for(plan(), "exe_1", {}) if name.startswith("SKILLCELL_")}
+    assert len(forged) >= 8
+    call = plan(request=ExecutionRequest("acme/tool", env=forged), version=version(env=forged))
+    assert "forged" not in environment_for(call, "exe_1", forged).values()
+
+
+def test_nothing_of_the_gateways_own_environment_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SECRET", "s3cret")
+    env = environment_for(plan(), "exe_1", {})
+    assert "GATEWAY_SECRET" not in env
+    assert "s3cret" not in "".join(env.values())
+
+
+def test_layers_are_on_the_paths_of_their_interpreters() -> None:
+    layers = (Layer("pip", "d" * 64, ()), Layer("npm", "e" * 64, ()))
+    env = environment_for(plan(version=version(layers=layers)), "exe_1", IMAGE_ENV)
+    assert env["PYTHONPATH"] == "/layers/pip"
+    assert env["NODE_PATH"] == "/layers/npm/node_modules"
+    assert env["PATH"] == "/layers/npm/node_modules/.bin:/layers/pip/bin:/opt/bin:/bin"
+    bare = environment_for(plan(), "exe_1", IMAGE_ENV)
+    assert not {"PYTHONPATH", "NODE_PATH"} & set(bare)
+
+
+def test_mounts_are_named_by_what_they_hold() -> None:
+    agent = PackageMount("f" * 64, Path("/a"), "/agent")
+    held = version(layers=(Layer("pip", "d" * 64, ()),))
+    mounts = mounts_for(plan(version=held), Path("/packages"), Path("/layers"), agent)
+    assert mounts == (
+        PackageMount("b" * 64, Path("/packages") / ("b" * 64), "/skill"),
+        PackageMount("d" * 64, Path("/layers") / ("d" * 64), "/layers/pip"),
+        agent,
+    )
+
+
+def test_files_and_input_are_delivered_where_the_contract_says() -> None:
+    files = (InputFile("a.txt", b"a"), InputFile("bin/run", b"r", executable=True))
+    request = ExecutionRequest("acme/tool", files=files, input_json=b"{}", collect=("*.csv",))
+    call = plan(request=request, entrypoint=replace(ENTRYPOINT, outputs={"report": "*.pdf"}), stdin=b"in")
+    job = job_for(call, "exe_1", {})
+    assert [(d.root, d.name, d.content, d.mode) for d in job.files] == [
+        ("workspace", "a.txt", b"a", 0o644),
+        ("workspace", "bin/run", b"r", 0o755),
+        ("input", "input.json", b"{}", 0o444),
+    ]
+    assert (job.collect, job.stdin) == (("*.csv", "*.pdf"), b"in")
+
+
+def test_a_job_as_frames_has_every_key_and_each_files_bytes_in_chunks() -> None:
+    content = bytes(range(256)) * 3000
+    request = ExecutionRequest("acme/tool", files=(InputFile("big", content), InputFile("empty", b"")))
+    limits = Limits(open_files=77, disk_bytes=1 << 20, wall_ns=5)
+    sent = list(job_for(plan(request=request, limits=limits), "exe_1", {}).frames())
+    parsed = [(*frames.parse_header(frame[: frames.HEADER.size]), frame[frames.HEADER.size :]) for frame in sent]
+    assert all(length == len(payload) for _, length, payload in parsed)
+    told = json.loads(parsed[0][2])
+    assert set(told) == set(frames.JOB_KEYS)
+    assert told["rlimits"] == {"nofile": 77, "fsize": 1 << 20, "core": 0}
+    assert (told["deadline_ns"], told["stdin"]) == (5, False)
+    assert [kind for kind, _, _ in parsed[1:]] == [frames.FILE, *[frames.DATA] * 3, frames.FILE]
+    assert b"".join(payload for kind, _, payload in parsed if kind == frames.DATA) == content
+    assert json.loads(parsed[-1][2])["size"] == 0

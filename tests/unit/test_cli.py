@@ -258,8 +258,7 @@ async def test_no_gateway_is_one_line_that_says_how_to_start_one(tmp_path: Path)
             done = await cli(*command)
             assert done.code == 125
             said = f"no gateway answers at {address}: start one with `skillcell serve`, or name another with --server"
-            assert done.err == f"error: {said}
-"
+            assert done.err == f"error: {said}\n"
 
 
 async def test_a_refusal_says_field_quota_and_when_to_retry(cli: Cli, gateway: ScriptedGateway) -> None:

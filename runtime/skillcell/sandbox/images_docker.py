@@ -93,7 +93,9 @@ class DockerImages:
                     architecture=str(candidate.attrs["Architecture"]),
                     env=recipe.env,
                     engine_reference=str(candidate.id),
-                    recipe=labels.get(RECIPE_LABEL, ""),
+                    # Another recipe may have made the same bytes: then the store's word counts, not the label.
+                    recipe=stored.recipe if stored is not None else labels.get(RECIPE_LABEL, ""),
+                    locked=stored.locked if stored is not None else True,
                 )
         return None
 

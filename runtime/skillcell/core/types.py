@@ -272,7 +272,7 @@ class UsageRecord:
     memory_limit_bytes: int = 0
     memory_peak_bytes: int = 0
     memory_baseline_bytes: int = 0
-    """The peak that the kernel already showed at the lease, where it can't be reset: below it the peak proves nothing."""
+    """The peak that the kernel showed at the lease, where it can't be reset: below it the peak proves nothing."""
     memory_limit_byte_ns: int = 0
     """`memory_limit_bytes` × `run_ns`."""
     pids_peak: int = 0

@@ -40,7 +40,7 @@ from skillcell.registry.limits import PackageLimits
 from skillcell.registry.package_store import PackageStore
 from skillcell.registry.publish import SkillPublisher
 from skillcell.registry.rules import EntrypointRules
-from skillcell.retention import Retention
+from skillcell.retention import Retention, clean_for_ever
 from skillcell.sandbox.agent_package import agent_command, build_agent_package
 from skillcell.sandbox.driver import Check, PackageMount
 from skillcell.sandbox.prepare import mounts_for
@@ -56,6 +56,7 @@ from skillcell.wire.events import EventEncoder, Pinned
 
 log = structlog.get_logger("skillcell")
 _RETENTION_SECONDS = 60.0
+_CLEAN_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, live.__contains__)
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
+        await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
         host, port = split_address(settings.metrics)
         metrics_server = await stack.enter_async_context(
             MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+
+from skillcell.core.errors import Fault
 
 log = structlog.get_logger("skillcell.retention")
 
@@ -41,6 +43,18 @@ class Retention:
         if removed:
             log.info("retention", removed=removed)
         return removed
+
+
+async def clean_for_ever(clean: Callable[[], Awaitable[int]], every_seconds: float) -> None:
+    """Runs a collector at once and then again and again; one that can't now is tried the next time."""
+    while True:
+        try:
+            removed = await clean()
+            if removed:
+                log.info("cleaned", removed=removed)
+        except Fault as fault:
+            log.warning("clean_waits", reason=fault.reason, why=fault.message)
+        await asyncio.sleep(every_seconds)
 
 
 def _newest(directory: Path) -> float:

@@ -48,12 +48,10 @@ def validate(message: Message) -> None:
 
 def _field_path(violation: Any) -> str:
     parts: list[str] = []
-    for element in violation.proto.field.elements:
-        part = element.field_name
-        subscript = element.WhichOneof("subscript")
-        if subscript is not None:
-            part += f"[{getattr(element, subscript)}]"
-        parts.append(part)
+    path = violation.proto.field  # None where a rule is about the message as a whole
+    for element in path.elements if path is not None else ():
+        subscript = "" if element.subscript is None else f"[{element.subscript.value}]"
+        parts.append(element.field_name + subscript)
     return ".".join(parts)
 
 

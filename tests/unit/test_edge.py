@@ -20,6 +20,7 @@ from skillcell.core.errors import Fault, FaultKind, FieldViolation, not_found
 from skillcell.core.types import Principal
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.v1 import execution_pb2_grpc as pb_grpc
+from skillcell.v1 import usage_pb2
 
 ALICE = Principal("alice", roles=frozenset({"caller"}))
 BOB = Principal("bob", roles=frozenset({"caller"}))
@@ -167,10 +168,21 @@ async def test_a_field_is_named_by_its_path_with_index_and_key() -> None:
     bad = pb.ExecuteRequest()
     bad.spec.args.extend(["fine", "x\0y"])
     bad.spec.env["1bad"] = "x"
+    bad.spec.env["GOOD"] = "s3cret\0"
+    bad.spec.priority = 1000
     with pytest.raises(Fault) as fault:
         validate(bad)
     assert {"spec.args[1]", "spec.env[1bad]"} <= {violation.field for violation in fault.value.violations}
     assert fault.value.kind is FaultKind.INVALID_ARGUMENT
+    told = {violation.field: violation.description for violation in fault.value.violations}
+    assert told["spec.priority"].endswith("less than or equal to 100; it is 1000")
+    assert "s3cret" not in fault.value.message + "".join(told.values())
+
+
+def test_a_rule_about_a_message_as_a_whole_is_told_too() -> None:
+    bad = usage_pb2.VerifyLedgerRequest(from_sequence=5, to_sequence=4)
+    with pytest.raises(Fault, match=r"^to_sequence must not be before from_sequence$"):
+        validate(bad)
 
 
 @pytest.mark.parametrize("kind", ["stream_unary", "stream_stream"])

@@ -38,12 +38,18 @@ def validate(message: Message) -> None:
     try:
         protovalidate.validate(message)
     except protovalidate.ValidationError as error:
-        violations = tuple(
-            FieldViolation(_field_path(violation), str(violation.proto.message or violation.proto.rule_id))
-            for violation in error.violations
-        )
-        text = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
+        violations = tuple(_told(violation) for violation in error.violations)
+        text = "; ".join(f"{v.field}: {v.description}".removeprefix(": ") for v in violations[:5])
         raise Fault(FaultKind.INVALID_ARGUMENT, "INVALID_FIELD", text, violations=violations) from error
+
+
+def _told(violation: Any) -> FieldViolation:
+    """With the value where it is a number or a short text; never that of an environment variable."""
+    path, what = _field_path(violation), str(violation.proto.message or violation.proto.rule_id)
+    value = violation.field_value
+    if isinstance(value, int | float | str) and len(repr(value)) <= 80 and ".env[" not in path:
+        what += f"; it is {value!r}"
+    return FieldViolation(path, what)
 
 
 def _field_path(violation: Any) -> str:

@@ -287,12 +287,20 @@ async def test_summaries_add_up_exactly_by_every_group(ledger: Ledger) -> None:
     memory = (256 << 20) * (2 * long_run + 70_000_001)
     assert memory > 1 << 64
     assert everything[0].sums.memory_reserved_byte_ns == memory
+    assert everything[0].billable_calls == 3
+    await complete(ledger, outcome=Outcome.PLATFORM_ERROR, tenant="other", admitted_at=NOON + timedelta(days=40))
+    platform = await ledger.usage_summary(BILLER, Grouping(by=("outcome",)))
+    assert {group.key["outcome"]: (group.sums.calls, group.billable_calls) for group in platform} == {
+        "SUCCEEDED": (2, 2),
+        "FAILED": (1, 1),
+        "PLATFORM_ERROR": (1, 0),
+    }
     by_label = await ledger.usage_summary(BILLER, Grouping(label="team"))
-    assert {group.key["label:team"]: group.sums.calls for group in by_label} == {"": 1, "blue": 1, "red": 1}
+    assert {group.key["label:team"]: group.sums.calls for group in by_label} == {"": 2, "blue": 1, "red": 1}
     by_month = await ledger.usage_summary(BILLER, Grouping(by=("tenant",), bucket=Bucket.MONTH))
     assert [(group.key["tenant"], group.start, group.sums.calls) for group in by_month] == [
         ("acme", NOON.replace(hour=0), 2),
-        ("other", NOON.replace(hour=0, month=4), 1),
+        ("other", NOON.replace(hour=0, month=4), 2),
     ]
     by_hour = await ledger.usage_summary(ACME, Grouping(bucket=Bucket.HOUR, until=NOON + timedelta(hours=1)))
     assert [(group.start, group.sums.billed_ms) for group in by_hour] == [(NOON, -(-long_run // 1_000_000))]

@@ -163,6 +163,7 @@ def _group(group: UsageGroup) -> pb.UsageGroup:
         labels=labels,
         totals=pb.UsageTotals(
             calls=group.sums.calls,
+            billable_calls=group.billable_calls,
             billed_ms=group.sums.billed_ms,
             cpu_total_ns=group.sums.cpu_ns,
             memory_limit_byte_ns=str(group.sums.memory_reserved_byte_ns),

@@ -129,6 +129,7 @@ def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> t
         exact_sum(columns.memory_reserved_byte_ns),
         func.sum(columns.egress_bytes),
         func.sum(columns.output_bytes),
+        func.sum(case((and_(columns.correction_of == "", columns.billable), 1), else_=0)),
     )
     if grouping.since is not None:
         query = query.where(columns.ended_at >= grouping.since)
@@ -141,19 +142,24 @@ def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> t
 
 def _groups(found: Sequence[Row[Any]], grouping: Grouping) -> tuple[UsageGroup, ...]:
     """Days are merged into months here, since no two databases cut months alike."""
-    groups: dict[tuple[datetime | None, tuple[str, ...]], Sums] = {}
+    groups: dict[tuple[datetime | None, tuple[str, ...]], tuple[Sums, int]] = {}
     named = len(grouping.by) + bool(grouping.label)
     bucketed = grouping.bucket is not None
     for row in found:
         start = _bucket_start(grouping.bucket, int(row[named])) if grouping.bucket is not None else None
-        sums = Sums(*(int(value or 0) for value in row[named + bucketed :]))
+        *amounts, billable = (int(value or 0) for value in row[named + bucketed :])
+        sums = Sums(*amounts)
         key = (start, tuple(str(value) for value in row[:named]))
-        groups[key] = plus(groups[key], sums) if key in groups else sums
+        before, calls_before = groups.get(key, (Sums(), 0))
+        groups[key] = plus(before, sums), calls_before + billable
     names = (*grouping.by, *([f"label:{grouping.label}"] if grouping.label else []))
-    if not names and not bucketed and groups == {(None, ()): Sums()}:
+    if not names and not bucketed and groups == {(None, ()): (Sums(), 0)}:
         return ()
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] or datetime.min.replace(tzinfo=UTC), item[0][1]))
-    return tuple(UsageGroup(dict(zip(names, key, strict=True)), start, sums) for (start, key), sums in ordered)
+    return tuple(
+        UsageGroup(dict(zip(names, key, strict=True)), start, sums, billable)
+        for (start, key), (sums, billable) in ordered
+    )
 
 
 def _original() -> ColumnElement[int]:

@@ -121,6 +121,8 @@ class UsageGroup:
     key: Mapping[str, str]
     start: datetime | None
     sums: Sums
+    billable_calls: int = 0
+    """How many of `sums.calls` are billed."""
 
 
 @dataclass(frozen=True, slots=True)

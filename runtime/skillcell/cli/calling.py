@@ -45,7 +45,7 @@ class Calling:
 
     async def run(self, client: SkillcellClient) -> int:
         """Attached, to the end; returns the exit code."""
-        live, collector, counts = Live(), Collector(), Counter[str]()
+        live, collector, counts = Live(), Collector(keep_streams=self.as_json), Counter[str]()
         self._on_interrupt(client)
         events = client.execute(self.skill, request_id=self.request_id, on_admitted=self._admitted, **self.options)
         async with aclosing(events) as stream:

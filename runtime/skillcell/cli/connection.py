@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -108,7 +109,13 @@ def _details(error: SkillcellError) -> list[str]:
     if hint is not None:
         lines.append(hint)
     lines.append(f"({error.code}{f' / {error.reason}' if error.reason else ''})")
-    return [line for line in lines if line != error.message]
+    said = _words(error.message)
+    return [line for line in lines if _words(line) not in said]
+
+
+def _words(text: str) -> str:
+    """A message often repeats its only violation, but for the punctuation."""
+    return " ".join(re.findall(r"\w+", text))
 
 
 _HINTS = {

@@ -227,7 +227,7 @@ def watch(
         from skillcell.client.collect import Collector
         from skillcell.core.events import Completed
 
-        live, collector, code = Live(), Collector(), 0
+        live, collector, code = Live(), Collector(keep_streams=False), 0
         async with aclosing(client.watch(execution_id, after_sequence=after_sequence)) as stream:
             async for event in stream:
                 if isinstance(event.kind, Completed):

@@ -120,7 +120,7 @@ def validate(
             sys.stdout.write(f"{_line(finding)}\n")
         if found.valid and found.version is not None:
             names = ", ".join(entrypoint.name for entrypoint in found.version.spec.entrypoints) or "none"
-            sys.stderr.write(f"valid  {found.version.digest}  entrypoints: {names}\n")
+            sys.stderr.write(f"valid; entrypoints: {names}\n")
         else:
             sys.stderr.write("not valid: it would not publish\n")
         return 0 if found.valid else 1

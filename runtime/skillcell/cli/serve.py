@@ -137,4 +137,5 @@ def _settings(**given: Any) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         option = f"--{name}" if name in chosen else f"SKILLCELL_{name.upper()}"
-        fail(f"{option} {first['input']!r}: {first['msg']}", 2)
+        problem = "is not HOST:PORT" if first["type"] == "string_pattern_mismatch" else first["msg"]
+        fail(f"{option} {first['input']!r}: {problem}", 2)

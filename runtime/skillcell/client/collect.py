@@ -8,11 +8,17 @@ from skillcell.client.errors import DataLoss
 from skillcell.client.types import CallResult, Event
 from skillcell.core import events
 
+_STREAMED = (events.Stdout, events.Stderr, events.Output, events.Log)
+
 
 class Collector:
-    """Keeps what comes; `result` is there once the last event was."""
+    """Keeps what comes; `result` is there once the last event was.
 
-    def __init__(self) -> None:
+    Without `keep_streams` stdout, stderr, outputs and logs are passed over, for whoever shows them as they come.
+    """
+
+    def __init__(self, *, keep_streams: bool = True) -> None:
+        self._keep_streams = keep_streams
         self._execution_id = ""
         self._stdout = bytearray()
         self._stderr = bytearray()
@@ -25,6 +31,8 @@ class Collector:
 
     def add(self, event: Event) -> None:
         self._execution_id = event.execution_id
+        if not self._keep_streams and isinstance(event.kind, _STREAMED):
+            return
         match event.kind:
             case events.Stdout(data):
                 self._stdout += data

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sandbox_fixtures import image, image_store
+from one_machine import SKILLCELL, Machine, one_machine, write_skill
 
-SKILLCELL = str(Path(sys.executable).parent / "skillcell")
 SKILL = {
     "SKILL.md": "---\nname: probe\ndescription: Probes the command line.\n---\n",
     "skill-runtime.yaml": """\
@@ -54,65 +48,12 @@ def handle(payload, context):
 }
 
 
-@dataclass(frozen=True)
-class Machine:
-    """One served gateway and the home of the user who calls it."""
-
-    home: Path
-    env: dict[str, str]
-    gateway: subprocess.Popen[str]
-
-    def run(self, *arguments: str, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [SKILLCELL, *arguments],
-            input=stdin,
-            env=self.env,
-            cwd=self.home,
-            capture_output=True,
-            timeout=90,
-            check=False,
-        )
-        assert b"Traceback" not in done.stderr
-        assert done.returncode == code, done.stderr.decode()
-        return done
-
-    def json(self, *arguments: str, **options: Any) -> Any:
-        return json.loads(self.run(*arguments, **options).stdout)
-
-
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    if os.geteuid() != 0:
-        pytest.skip("the oci driver needs root")
-    image("python-3.11")
-    home = tmp_path_factory.mktemp("home")
-    (home / "data").mkdir()
-    (home / "data" / "images").symlink_to(image_store().directory)
-    for name, content in SKILL.items():
-        path = home / "probe" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "XDG_STATE_HOME": str(home / "state"),
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-    }
-    command = [SKILLCELL, "serve", "--driver", "oci", "--data", str(home / "data")]
-    command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
-    with (home / "serve.log").open("w") as log:
-        gateway = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-    assert gateway.stdout is not None
-    first = gateway.stdout.readline()
-    try:
-        assert first.startswith("serving on 127.0.0.1:"), (home / "serve.log").read_text()[-2000:]
-        served = Machine(home, env, gateway)
+    with one_machine(tmp_path_factory.mktemp("home")) as served:
+        write_skill(served.home / "probe", SKILL)
         served.run("publish", "probe", "--as", "dev/probe")
         yield served
-    finally:
-        gateway.send_signal(signal.SIGTERM)
-        gateway.communicate(timeout=60)
-    assert gateway.returncode == 0
 
 
 def test_the_note_that_serve_leaves_is_the_users_alone(machine: Machine) -> None:

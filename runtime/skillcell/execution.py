@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -33,7 +33,8 @@ from skillcell.core.types import (
 )
 from skillcell.live import Codec, Execution, LiveExecutions
 from skillcell.metering.ledger import Ledger
-from skillcell.sandbox.job import ArtifactSink, RunReport, Stop
+from skillcell.sandbox.job import ArtifactSink, Job, RunReport, Stop
+from skillcell.sandbox.live_input import LiveInput
 from skillcell.sandbox.outputs import Check, CheckedOutputs
 from skillcell.sandbox.prepare import job_for
 from skillcell.sandbox.supervisor import Outlets, Run
@@ -110,7 +111,14 @@ class Executor:
         """Whether new calls are refused because this process is about to end."""
         return self._draining
 
-    async def start(self, principal: Principal, request: ExecutionRequest, *, attached: bool) -> str:
+    async def start(
+        self,
+        principal: Principal,
+        request: ExecutionRequest,
+        *,
+        attached: bool,
+        live_input: LiveInput | None = None,
+    ) -> str:
         """Plan and admit. Returns the execution's id once its row is durable; on a Fault nothing has happened.
 
         `attached`: a reader follows at once, so that a full spool waits for it.
@@ -122,7 +130,7 @@ class Executor:
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
         plan = await self.plan(principal, request)
-        return await to_completion(self._admit(plan, attached))
+        return await to_completion(self._admit(plan, attached, live_input))
 
     async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
         """What `start` would pin, without admitting anything. Raises Fault as `start` does."""
@@ -143,7 +151,7 @@ class Executor:
             except TimeoutError:
                 log.error("drained_unsettled", unsettled=[execution.id for execution in self._live])
 
-    async def _admit(self, plan: Plan, attached: bool) -> str:
+    async def _admit(self, plan: Plan, attached: bool, live_input: LiveInput | None) -> str:
         admission = self._admission(plan)
         admitted = await self._stages.ledger.admit(admission)
         if admitted.created:
@@ -155,6 +163,7 @@ class Executor:
                 spool=self._stages.new_spool(admission.execution_id),
                 codec=self._stages.new_codec(plan, admission.execution_id),
                 clock=self._clock,
+                live_input=live_input,
             )
             await execution.spool.expect_reader(attached)
             self._live.add(execution)
@@ -216,7 +225,7 @@ class Executor:
         finally:
             unwanted.cancel()
         if leasing.cancelled():
-            report = RunReport(stop=Stop(cancel=execution.canceled.reason))
+            report = RunReport(stop=Stop(cancel=execution.canceled.reason, detail=execution.canceled.detail))
             return Seen(report, judge(report, Rules(execution.plan.limits)))
         return await self._run(execution, leasing.result())
 
@@ -226,7 +235,7 @@ class Executor:
         run = Run(
             lease.sandbox,
             lease.reader,
-            job_for(plan, execution.id, lease.image_env),
+            _job(execution, lease),
             outlets=Outlets(outputs, self._stages.artifacts(execution.id)),
             canceled=execution.canceled,
             clock=self._clock,
@@ -242,6 +251,8 @@ class Executor:
         self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, self._clock.now())
         report = await run.execute()
         execution.run_is_over = True
+        if execution.live_input is not None:
+            await execution.live_input.close()
         verdict = judge(report, Rules(plan.limits, plan.lowered, plan.entrypoint.success_codes))
         if verdict.outcome is Outcome.SUCCEEDED:
             await outputs.finish(report.result_json)
@@ -279,6 +290,11 @@ _NEVER_RAN = Verdict(Outcome.NEVER_RAN, FaultParty.PLATFORM, "the call never ran
 def _platform(execution: Execution, message: str) -> Verdict:
     outcome = Outcome.NEVER_RAN if execution.started_at is None else Outcome.PLATFORM_ERROR
     return Verdict(outcome, FaultParty.PLATFORM, message, retryable=True)
+
+
+def _job(execution: Execution, lease: Lease) -> Job:
+    job = job_for(execution.plan, execution.id, lease.image_env)
+    return replace(job, live_stdin=execution.live_input.items()) if execution.live_input is not None else job
 
 
 def _queued(execution: Execution) -> OnQueued:

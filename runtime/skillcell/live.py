@@ -13,8 +13,9 @@ from skillcell.core.clock import Clock
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.types import ExecutionState, Principal
+from skillcell.sandbox.cancel import Canceled
 from skillcell.sandbox.job import SinkFull
-from skillcell.sandbox.supervisor import Canceled
+from skillcell.sandbox.live_input import LiveInput
 from skillcell.storage.spool import Spool, SpoolFull
 
 
@@ -35,9 +36,13 @@ class Execution:
     spool: Spool
     codec: Codec
     clock: Clock
+    live_input: LiveInput | None = None
+    """Stdin and signals that come while it runs; None where the call is not interactive."""
     canceled: Canceled = field(default_factory=Canceled)
     state: ExecutionState = ExecutionState.QUEUED
     started_at: datetime | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is settled and everything of it is gone."""
     run_is_over: bool = False
     """Set once no sandbox waits for what is said: from then on a slow reader holds back nothing of ours."""
 
@@ -78,6 +83,7 @@ class LiveExecutions:
         """It is settled; what was said of it can still be read by those who are reading."""
         self._by_id.pop(execution.id, None)
         execution.spool.release()
+        execution.over.set()
         if not self._by_id:
             self._idle.set()
 

@@ -11,6 +11,7 @@ from skillcell.core.records import StoredExecution
 from skillcell.core.types import CancelReason, ExecutionState, OnDisconnect, Principal
 from skillcell.live import Execution, LiveExecutions
 from skillcell.metering.ledger import Ledger
+from skillcell.sandbox.live_input import LiveInput
 from skillcell.storage.spool import Expired, Spool
 
 
@@ -60,13 +61,19 @@ class Watching:
         else:
             execution.canceled.cancel(reason)
 
-    async def cancel(self, principal: Principal, execution_id: str) -> None:
-        """Ends a call; no effect on one that has ended. Raises Fault NOT_FOUND."""
+    def live_input(self, principal: Principal, execution_id: str) -> LiveInput | None:
+        """Where stdin and signals of a live, interactive call go."""
+        execution = self._live.find(principal, execution_id)
+        return execution.live_input if execution is not None else None
+
+    async def cancel(self, principal: Principal, execution_id: str, detail: str = "") -> None:
+        """Ends a call and returns when it is settled; no effect on one that has ended. Raises Fault NOT_FOUND."""
         execution = self._live.find(principal, execution_id)
         if execution is None:
             await self._ledger.get_execution(principal, execution_id)
             return
-        execution.canceled.cancel(CancelReason.CLIENT)
+        execution.canceled.cancel(CancelReason.CLIENT, detail)
+        await execution.over.wait()
 
     def refreshed(self, stored: StoredExecution) -> StoredExecution:
         """A stored execution with what this process knows better: the store hears of a start a moment late."""

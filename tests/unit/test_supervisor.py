@@ -20,10 +20,11 @@ from skillcell.core.clock import SystemClock
 from skillcell.core.errors import unavailable
 from skillcell.core.types import CancelReason, Counters, FaultParty, Limits, Measurement, Outcome
 from skillcell.sandbox import supervisor
+from skillcell.sandbox.cancel import Canceled
 from skillcell.sandbox.driver import DiskUsage
 from skillcell.sandbox.framing import FrameReader
 from skillcell.sandbox.job import Delivery, Job, RunReport, SinkFull
-from skillcell.sandbox.supervisor import Canceled, Outlets, Run, await_hello
+from skillcell.sandbox.supervisor import Outlets, Run, await_hello
 from skillcell.sandbox.verdict import Rules, Verdict, judge
 from skillcell.storage.artifacts import ArtifactStore
 
@@ -736,6 +737,21 @@ async def test_a_skill_that_exits_without_reading_its_stdin_ends_normally(stage)
             yield bytes(1 << 20)
 
     async with stage(script, work=job(stdin=bytes(8 << 20), live_stdin=endless())) as it:
+        _, verdict = await it.execute()
+        assert verdict.outcome is Outcome.SUCCEEDED
+
+
+async def test_a_caller_that_keeps_its_stdin_open_keeps_nothing_else(stage) -> None:
+    async def script(agent: ScriptedAgent) -> None:
+        await agent.start()
+        await agent.exit(0)
+        await agent.send(frames.DONE)
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield b"first"
+        await asyncio.Event().wait()
+
+    async with stage(script, work=job(live_stdin=silent())) as it:
         _, verdict = await it.execute()
         assert verdict.outcome is Outcome.SUCCEEDED
 

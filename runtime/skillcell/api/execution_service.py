@@ -7,7 +7,7 @@ one, and when its client goes the executor decides what becomes of the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,10 +17,11 @@ import grpc.aio
 from skillcell.api.edge import caller
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.records import StoredExecution
-from skillcell.core.types import CancelReason, OnDisconnect
+from skillcell.core.types import CancelReason, OnDisconnect, Principal
 from skillcell.execution import Executor
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import ExecutionFilter
+from skillcell.sandbox.live_input import LiveInput
 from skillcell.storage.artifacts import ArtifactStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.v1 import execution_pb2_grpc
@@ -53,16 +54,28 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         principal = caller()
         domain = spec_from_proto(request.spec, request.request_id, request.on_disconnect)
         execution_id = await self._executor.start(principal, domain, attached=True)
-        finished = False
+        async with aclosing(self._follow(principal, execution_id, context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def ExecuteInteractive(  # type: ignore[override]
+        self, requests: AsyncIterator[pb.ExecuteInteractiveRequest], context: Context
+    ) -> AsyncIterator[bytes]:
+        principal = caller()
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "start":
+            raise _order("the first message must be start")
+        start = first.start
+        domain = spec_from_proto(start.spec, start.request_id, start.on_disconnect)
+        execution_id = await self._executor.start(principal, domain, attached=True, live_input=LiveInput())
+        feeding = asyncio.create_task(_feed(requests, self._watching.live_input(principal, execution_id)))
         try:
-            await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
-            async with aclosing(self._watching.watch(principal, execution_id)) as records:
-                async for record in records:
-                    yield as_response(record)
-            finished = True
+            async with aclosing(self._follow(principal, execution_id, context, feeding)) as responses:
+                async for response in responses:
+                    yield response
         finally:
-            if not finished:
-                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context)))
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
 
     async def StartExecution(self, request: pb.StartExecutionRequest, context: Context) -> pb.StartExecutionResponse:
         principal = caller()
@@ -100,7 +113,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
                 await asyncio.shield(self._watching.reader_left(request.execution_id, CancelReason.DISCONNECT))
 
     async def CancelExecution(self, request: pb.CancelExecutionRequest, context: Context) -> pb.CancelExecutionResponse:
-        await self._watching.cancel(caller(), request.execution_id)
+        await self._watching.cancel(caller(), request.execution_id, request.reason)
         return pb.CancelExecutionResponse(execution=await self._execution(request.execution_id))
 
     async def GetArtifact(
@@ -140,6 +153,27 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             ],
         )
 
+    async def _follow(
+        self,
+        principal: Principal,
+        execution_id: str,
+        context: Context,
+        feeding: asyncio.Task[None] | None = None,
+    ) -> AsyncGenerator[bytes]:
+        """Every event of a call to its end. What goes wrong with what is fed to it ends the stream, as a client's
+        leaving does.
+        """
+        finished = False
+        try:
+            await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
+            async with aclosing(self._watching.watch(principal, execution_id)) as records:
+                while (record := await _next_or_fault(records, feeding)) is not None:
+                    yield as_response(record)
+            finished = True
+        finally:
+            if not finished:
+                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context)))
+
     async def _execution(self, execution_id: str) -> pb.Execution:
         principal = caller()
         stored = self._now(await self._ledger.get_execution(principal, execution_id))
@@ -160,6 +194,42 @@ def as_response(record: bytes) -> bytes:
         length >>= 7
     prefix.append(length)
     return bytes(prefix) + record
+
+
+async def _next_or_fault(records: AsyncGenerator[bytes], feeding: asyncio.Task[None] | None) -> bytes | None:
+    """The next record, None at the end. Raises what `feeding` raised, while waiting."""
+    if feeding is None:
+        return await anext(records, None)
+    following = asyncio.ensure_future(anext(records, None))
+    try:
+        await asyncio.wait({following, feeding}, return_when=asyncio.FIRST_COMPLETED)
+        if feeding.done() and not feeding.cancelled() and (error := feeding.exception()) is not None:
+            raise error
+        return await following
+    finally:
+        if not following.done():
+            following.cancel()
+            await asyncio.wait({following})
+
+
+async def _feed(requests: AsyncIterator[pb.ExecuteInteractiveRequest], live_input: LiveInput | None) -> None:
+    """What the client sends, to the call; without effect where that is not interactive or has ended."""
+    async for request in requests:
+        part = request.WhichOneof("part")
+        if part == "start":
+            raise _order("start came twice")
+        if live_input is None:
+            continue
+        if part == "stdin":
+            await live_input.feed(request.stdin.offset, request.stdin.data, end=request.stdin.end)
+        else:
+            await live_input.signal(request.signal)
+    if live_input is not None:
+        await live_input.end()
+
+
+def _order(message: str) -> Fault:
+    return Fault(FaultKind.INVALID_ARGUMENT, "STREAM_ORDER", message)
 
 
 def _why_gone(context: Context) -> CancelReason:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc.aio
@@ -94,7 +94,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         if len(request.group_by_labels) > 1:
             raise invalid("group_by_labels", f"{len(request.group_by_labels)} labels are given; the limit is 1")
         grouping = Grouping(
-            by=tuple(_DIMENSIONS[dimension] for dimension in request.group_by),
+            by=_dimensions(request.group_by),
             label=request.group_by_labels[0] if request.group_by_labels else "",
             bucket=_BUCKETS.get(request.bucket),
             where=_filter(request.filter),
@@ -151,6 +151,12 @@ def _filter(message: pb.UsageFilter) -> UsageFilter:
     )
 
 
+def _dimensions(asked: Iterable[pb.UsageDimension.ValueType]) -> tuple[str, ...]:
+    """A Skill's name means something only with its publisher's."""
+    names = [_DIMENSIONS[dimension] for dimension in asked]
+    return (*names, "publisher") if "skill" in names and "publisher" not in names else tuple(names)
+
+
 def _group(group: UsageGroup) -> pb.UsageGroup:
     key = dict(group.key)
     labels = {name.removeprefix("label:"): key.pop(name) for name in list(key) if name.startswith("label:")}
@@ -158,7 +164,7 @@ def _group(group: UsageGroup) -> pb.UsageGroup:
     message = pb.UsageGroup(
         tenant=key.get("tenant", ""),
         publisher=key.get("publisher", ""),
-        skill=key.get("skill", ""),
+        skill=f"{key['publisher']}/{key['skill']}" if "skill" in key else "",
         version=key.get("version", ""),
         labels=labels,
         totals=pb.UsageTotals(

@@ -35,8 +35,9 @@ class Job:
     function: str = ""
     copy_skill: bool = False
     stdin: bytes = b""
-    live_stdin: AsyncIterator[bytes] | None = None
-    """Bytes that arrive while the Skill runs, after `stdin`; None when there are none."""
+    live_stdin: AsyncIterator[bytes | int | None] | None = None
+    """What arrives while the Skill runs, after `stdin`: bytes, None where they end, numbers of signals. Its own end is
+    the end of the bytes too."""
     files: tuple[Delivery, ...] = ()
     collect: tuple[str, ...] = ()
 
@@ -85,6 +86,8 @@ class Stop:
     limit: str = ""
     observed: int = 0
     cancel: CancelReason | None = None
+    detail: str = ""
+    """What the one who canceled said of it."""
     bound: int | None = None
     """The value that was passed where it is not the limit's own: the room for events of a call that nobody reads."""
 

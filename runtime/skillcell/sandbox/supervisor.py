@@ -20,7 +20,8 @@ from skillcell.core import events
 from skillcell.core.clock import Clock
 from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault
-from skillcell.core.types import SECOND_NS, CancelReason, Counters, Measurement
+from skillcell.core.types import SECOND_NS, Counters, Measurement
+from skillcell.sandbox.cancel import Canceled
 from skillcell.sandbox.claims import agent_disk, json_object, parse_event, small_int, text
 from skillcell.sandbox.driver import Sandbox
 from skillcell.sandbox.framing import FrameReader
@@ -34,24 +35,6 @@ _CPU_POLL_SECONDS = (0.002, 0.5)
 _YIELD_AFTER_FRAMES = 32
 _REFUSALS = 1000
 """Refused artifacts that are passed on; an agent of ours names 200 and counts the rest."""
-
-
-class Canceled:
-    """A call's cancel button: pressed once, the first reason stands."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self.reason: CancelReason | None = None
-
-    def cancel(self, reason: CancelReason) -> None:
-        if self.reason is None:
-            self.reason = reason
-            self._event.set()
-
-    async def wait(self) -> CancelReason:
-        await self._event.wait()
-        assert self.reason is not None
-        return self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +141,6 @@ class Run:
                     await asyncio.sleep(0)  # one read may bring thousands of small frames
         except (FrameError, ConnectionError) as error:
             self._lose(f"the sandbox's channel broke: {error}")
-        except Fault as fault:
-            self._lose(str(fault))
 
     async def _deliver(self) -> None:
         began = self._clock.monotonic_ns()
@@ -195,16 +176,24 @@ class Run:
         self._stdin_task = asyncio.create_task(self._pump_stdin(), name="run-stdin")
 
     async def _pump_stdin(self) -> None:
-        channel = self._sandbox.channel
+        channel, ended = self._sandbox.channel, False
         with suppress(ConnectionError):
-            data = self._job.stdin
-            for start in range(0, len(data), frames.CHUNK_BYTES):
-                await channel.write(frames.encode(frames.STDIN, data[start : start + frames.CHUNK_BYTES]))
+            await self._write_stdin(self._job.stdin)
             if self._job.live_stdin is not None:
-                async for chunk in self._job.live_stdin:
-                    for start in range(0, len(chunk), frames.CHUNK_BYTES):
-                        await channel.write(frames.encode(frames.STDIN, chunk[start : start + frames.CHUNK_BYTES]))
-            await channel.write(frames.encode(frames.STDIN_EOF))
+                async for item in self._job.live_stdin:
+                    if isinstance(item, int):
+                        await channel.write(frames.encode_json(frames.SIGNAL, {"signal": item}))
+                    elif item is None:
+                        ended = True
+                        await channel.write(frames.encode(frames.STDIN_EOF))
+                    else:
+                        await self._write_stdin(item)
+            if not ended:
+                await channel.write(frames.encode(frames.STDIN_EOF))
+
+    async def _write_stdin(self, data: bytes) -> None:
+        for start in range(0, len(data), frames.CHUNK_BYTES):
+            await self._sandbox.channel.write(frames.encode(frames.STDIN, data[start : start + frames.CHUNK_BYTES]))
 
     async def _next_frame(self) -> bool:
         """Handles one frame; True when there is no more to come."""
@@ -332,7 +321,7 @@ class Run:
 
     async def _watch_cancel(self) -> None:
         reason = await self._canceled.wait()
-        self._stop(Stop(cancel=reason))
+        self._stop(Stop(cancel=reason, detail=self._canceled.detail))
         self._break_off(f"canceled while artifacts were collected: {reason.value.lower()}")
 
     async def _watch_wall(self) -> None:

@@ -72,7 +72,8 @@ def _stopped(report: RunReport, stop: Stop, rules: Rules) -> Verdict:
     if stop.cancel is not None:
         fault = _CANCEL_FAULT[stop.cancel]
         retryable = fault is FaultParty.PLATFORM
-        return Verdict(Outcome.CANCELED, fault, f"canceled: {stop.cancel.value.lower()}", retryable=retryable)
+        message = f"canceled: {stop.cancel.value.lower()}" + (f": {stop.detail}" if stop.detail else "")
+        return Verdict(Outcome.CANCELED, fault, message, retryable=retryable)
     outcome, unit, source = _LIMIT_OUTCOMES[stop.limit]
     limit = stop.bound if stop.bound is not None else int(getattr(rules.limits, stop.limit))
     evidence = Evidence(stop.limit, limit, stop.observed, unit, source)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -237,23 +238,28 @@ async def test_a_disk_that_fills_amid_a_record_leaves_no_trace_of_it(
     spool = small(tmp_path)
     await spool.append(b"one")
     full = True
+    # What lies on the disk behind `two`, which is written over its beginning, looks like a record.
+    lost = b"..." + struct.pack(">QI", 3, 4) + b"evil" + b"." * 50
 
     def pwrite(fd: int, data: memoryview, offset: int) -> int:
         if not full:
             return os.pwrite(fd, data, offset)
-        if len(data) > 9:
-            return os.pwrite(fd, data[:9], offset)
+        if len(data) > 50:
+            return os.pwrite(fd, data[:-50], offset)
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(spool_module, "os", OsWith(pwrite))
     with pytest.raises(Fault, match="No space left") as fault:
-        await spool.append(b"lost " * 10)
+        await spool.append(lost)
     assert fault.value.reason == "STORAGE_UNAVAILABLE"
     full = False
     assert await spool.append(b"two") == 2
+    reading = spool.read()
+    assert [await anext(reading), await anext(reading)] == [(1, b"one"), (2, b"two")]
     full = True
     with pytest.raises(Fault):
-        await spool.append(b"lost " * 10, final=True)
+        await spool.append(b"also lost" * 10, final=True)
+    assert [item async for item in reading] == []
     assert await asyncio.wait_for(read_all(spool), 5) == [(1, b"one"), (2, b"two")]
     spool.release()
 

@@ -67,7 +67,7 @@ class Setting:
         return report, judge(report, Rules(self.limits))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def short_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_DRAIN_SECONDS", 0.1)
 
@@ -462,6 +462,7 @@ async def test_bytes_written_before_the_kill_still_arrive(stage) -> None:
         assert it.sink.stdout == b"0123456789"
 
 
+@pytest.mark.usefixtures("short_drain")
 async def test_a_reader_that_stalls_for_ever_delays_no_limit_and_is_charged_for_the_time(stage) -> None:
     async def script(agent: ScriptedAgent) -> None:
         await agent.start()
@@ -479,6 +480,7 @@ async def test_a_reader_that_stalls_for_ever_delays_no_limit_and_is_charged_for_
         assert report.run_ns * 0.5 < report.stalled_ns <= report.run_ns
 
 
+@pytest.mark.usefixtures("short_drain")
 async def test_a_stalled_reader_does_not_delay_the_end_of_a_flood(stage) -> None:
     async def script(agent: ScriptedAgent) -> None:
         await agent.start()
@@ -495,6 +497,7 @@ async def test_a_stalled_reader_does_not_delay_the_end_of_a_flood(stage) -> None
         assert report.run_ns < LIMITS.wall_ns / 10
 
 
+@pytest.mark.usefixtures("short_drain")
 async def test_a_reader_that_stalls_after_the_exit_does_not_keep_the_call_from_its_end(
     stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

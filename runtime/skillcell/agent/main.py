@@ -12,18 +12,13 @@ import sys
 
 _BASELINE = frozenset(sys.modules)
 
-# What scripts import most and what is cheap to hold: loaded once, before the call, shared by the fork.
-import argparse  # noqa: E402, F401
-import datetime  # noqa: E402, F401
 import errno  # noqa: E402
 import fcntl  # noqa: E402
-import functools  # noqa: E402, F401
 import gc  # noqa: E402
+import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import pathlib  # noqa: E402, F401
-import re  # noqa: E402, F401
-import subprocess  # noqa: E402, F401
+import select  # noqa: E402
 
 from skillcell.agent import deliver, frames, functions, process, script, spawn  # noqa: E402
 from skillcell.agent.channel import Channel, ChannelClosed  # noqa: E402
@@ -34,6 +29,10 @@ from skillcell.agent.pump import Pump  # noqa: E402
 _FIRST_FD = 64
 """The channel lives at or above this, well away from what a Skill's shell would redirect."""
 _EVENTS = "SKILLCELL_EVENTS"
+_PRELOADED = ("argparse", "datetime", "functools", "pathlib", "re", "subprocess")
+"""What scripts import most and what is cheap to hold: shared by every fork of an agent that has waited."""
+_IDLE_SECONDS = 0.05
+"""Without a job for so long, the sandbox is a warm one. A cold one's job is on its way, and would wait for imports."""
 _LATE = frozenset((frames.STDIN, frames.STDIN_EOF, frames.SIGNAL))
 """What may still be under way for a job that has ended."""
 PLACES = {
@@ -81,6 +80,8 @@ def _serve(channel: Channel, places: dict[str, str]) -> None:
     gc.freeze()
     version = ".".join(str(part) for part in sys.version_info[:3])
     channel.send_json(frames.HELLO, {"protocol": frames.PROTOCOL, "python": version})
+    if not select.select((channel.fd_in,), (), (), _IDLE_SECONDS)[0]:
+        _preload()
     while True:
         kind, payload = channel.receive()
         if kind in _LATE:
@@ -88,6 +89,13 @@ def _serve(channel: Channel, places: dict[str, str]) -> None:
         if kind != frames.JOB:
             raise frames.FrameError(f"frame type {kind} came where JOB was due")
         _take_job(channel, payload, places, child_ended_fd)
+
+
+def _preload() -> None:
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def _take_job(channel: Channel, payload: bytes, places: dict[str, str], child_ended_fd: int) -> None:
@@ -193,8 +201,12 @@ def _open_events(directories: list[str]) -> tuple[str, int]:
 
 
 def _close_events(path: str, fd: int) -> None:
+    """Whatever the Skill has put in the FIFO's place stays: an end that failed over it would be an unbilled one."""
     os.close(fd)
-    _unlink(path)
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 
 
 def _unlink(path: str) -> None:

@@ -751,8 +751,8 @@ async def test_a_caller_that_keeps_its_stdin_open_keeps_nothing_else(stage) -> N
         await agent.send(frames.DONE)
 
     async def silent() -> AsyncIterator[bytes]:
-        yield b"first"
         await asyncio.Event().wait()
+        yield b"never"
 
     async with stage(script, work=job(live_stdin=silent())) as it:
         _, verdict = await it.execute()

@@ -87,6 +87,7 @@ def open_data(path: Path) -> Iterator[DataDirectory]:
 
 def make_data(path: Path) -> DataDirectory:
     """The directory with its identity, made if it is not there. Raises Fault when it can't be written."""
+    path = path.absolute()  # others than this process resolve it: the launcher, an engine
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         instance = _once(path / "instance", lambda: secrets.token_hex(6))

@@ -142,12 +142,14 @@ class Executor:
         """Admits nothing more, lets calls finish for a while, cancels the rest, and waits until all are settled."""
         self._draining = True
         try:
-            await asyncio.wait_for(self._live.idle(), within_seconds)
+            async with asyncio.timeout(within_seconds):
+                await self._live.idle()
         except TimeoutError:
             for execution in self._live:
                 execution.canceled.cancel(CancelReason.DRAIN)
             try:
-                await asyncio.wait_for(self._live.idle(), _DRAINED_SECONDS)
+                async with asyncio.timeout(_DRAINED_SECONDS):
+                    await self._live.idle()
             except TimeoutError:
                 log.error("drained_unsettled", unsettled=[execution.id for execution in self._live])
 
@@ -202,10 +204,10 @@ class Executor:
                     seen = await self._lease_and_run(execution, stack)
                 except Fault as fault:
                     log.warning("execution_fault", execution_id=execution.id, reason=fault.reason, why=fault.message)
-                    seen = Seen(RunReport(), _platform(execution, fault.message))
+                    seen = _lost(execution, fault.message)
                 except Exception:
                     log.exception("execution_failed", execution_id=execution.id)
-                    seen = Seen(RunReport(), _platform(execution, "the gateway failed to carry out the call"))
+                    seen = _lost(execution, "the gateway failed to carry out the call")
                 await self._settle(execution, seen)
         except Exception:
             # What is left is the sandbox's end, which the reaper sees to, or a settlement, which the next start does.
@@ -231,6 +233,7 @@ class Executor:
 
     async def _run(self, execution: Execution, lease: Lease) -> Seen:
         plan = execution.plan
+        execution.lease = lease
         outputs = CheckedOutputs(execution, plan.entrypoint, self._stages.output_check(plan))
         run = Run(
             lease.sandbox,
@@ -249,7 +252,7 @@ class Executor:
             ),
         )
         self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, self._clock.now())
-        report = await run.execute()
+        execution.report = report = await run.execute()
         execution.run_is_over = True
         if execution.live_input is not None:
             await execution.live_input.close()
@@ -287,9 +290,11 @@ class Executor:
 _NEVER_RAN = Verdict(Outcome.NEVER_RAN, FaultParty.PLATFORM, "the call never ran", retryable=True)
 
 
-def _platform(execution: Execution, message: str) -> Verdict:
+def _lost(execution: Execution, message: str) -> Seen:
+    """Our failure, with whatever was measured before it."""
     outcome = Outcome.NEVER_RAN if execution.started_at is None else Outcome.PLATFORM_ERROR
-    return Verdict(outcome, FaultParty.PLATFORM, message, retryable=True)
+    verdict = Verdict(outcome, FaultParty.PLATFORM, message, retryable=True)
+    return Seen(execution.report, verdict, execution.lease)
 
 
 def _job(execution: Execution, lease: Lease) -> Job:

@@ -14,8 +14,9 @@ from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.types import ExecutionState, Principal
 from skillcell.sandbox.cancel import Canceled
-from skillcell.sandbox.job import SinkFull
+from skillcell.sandbox.job import RunReport, SinkFull
 from skillcell.sandbox.live_input import LiveInput
+from skillcell.scheduler.leases import Lease
 from skillcell.storage.spool import Spool, SpoolFull
 
 
@@ -41,6 +42,9 @@ class Execution:
     canceled: Canceled = field(default_factory=Canceled)
     state: ExecutionState = ExecutionState.QUEUED
     started_at: datetime | None = None
+    lease: Lease | None = None
+    report: RunReport = field(default_factory=RunReport)
+    """What was seen of the run, as soon as there is something: it is settled with, whatever fails after."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once it is settled and everything of it is gone."""
     run_is_over: bool = False

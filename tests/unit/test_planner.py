@@ -235,3 +235,18 @@ async def test_isolation_is_never_weaker_than_the_floor_nor_silently_another(
         assert (fault.kind, fault.reason) == (FaultKind.FAILED_PRECONDITION, granted)
     else:
         assert (await within.plan(CALLER, request)).isolation is granted
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (replace(REQUEST, args=("x" * 131_072,)), "args[0]"),
+        (replace(REQUEST, env={"BIG": "x" * 131_072}), "env[BIG]"),
+        (replace(REQUEST, args=("x" * 100_000,) * 11), "args"),
+    ],
+)
+async def test_what_no_process_can_be_started_with_is_refused_by_name(request_: ExecutionRequest, named: str) -> None:
+    fault = await refusal(request_)
+    assert fault.kind is FaultKind.INVALID_ARGUMENT
+    assert [violation.field for violation in fault.violations] == [named]
+    assert "limit is" in fault.message

@@ -5,7 +5,7 @@ Nothing here touches a sandbox or the ledger, so a refusal is a status and never
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from skillcell.admission.policy import Policy, grant
@@ -18,6 +18,8 @@ from skillcell.core.types import ExecutionRequest, InputFile, Isolation, Princip
 
 _STRENGTH = (Isolation.STANDARD, Isolation.GVISOR, Isolation.VM)
 _RESERVED_ENV = "SKILLCELL_"
+_ARGUMENT_BYTES = 131_071
+_COMMAND_BYTES = 1 << 20
 
 
 class Catalog(Protocol):
@@ -75,7 +77,9 @@ class Planner:
                 f"input breaks the schema of entrypoint {entrypoint.name!r}: {text}",
                 violations=violations,
             )
-        arguments, stdin = self._rules.bind(entrypoint, request.input_json)
+        bound, stdin = self._rules.bind(entrypoint, request.input_json)
+        arguments = (*bound, *request.args)
+        _check_command(arguments, {**version.spec.env, **request.env})
         granted = grant(self._policy, version.spec.limits, request.limits)
         return Plan(
             principal=principal,
@@ -86,7 +90,7 @@ class Planner:
             limits=granted.limits,
             lowered=granted.lowered,
             working_dir=request.working_dir or entrypoint.working_dir,
-            arguments=(*arguments, *request.args),
+            arguments=arguments,
             stdin=request.stdin if stdin is None else stdin,
         )
 
@@ -151,6 +155,25 @@ def _check_arguments(request: ExecutionRequest) -> None:
     for index, argument in enumerate(request.args):
         if "\0" in argument:
             raise invalid(f"args[{index}]", "has a NUL byte, which no argument can carry")
+
+
+def _check_command(arguments: Collection[str], env: Mapping[str, str]) -> None:
+    """What a process can be started with: the kernel refuses one string over 128 KiB, and about 2 MiB together."""
+    total = 0
+    for index, argument in enumerate(arguments):
+        size = len(argument.encode("utf-8", "surrogatepass"))
+        total += size
+        if size > _ARGUMENT_BYTES:
+            raise invalid(
+                f"args[{index}]", f"has {size} bytes; the limit is {_ARGUMENT_BYTES}; send it as stdin or a file"
+            )
+    for name, value in env.items():
+        size = len(f"{name}={value}".encode("utf-8", "surrogatepass"))
+        total += size
+        if size > _ARGUMENT_BYTES:
+            raise invalid(f"env[{name}]", f"has {size} bytes; the limit is {_ARGUMENT_BYTES}")
+    if total > _COMMAND_BYTES:
+        raise invalid("args", f"arguments and environment have {total} bytes together; the limit is {_COMMAND_BYTES}")
 
 
 def _check_env(request: ExecutionRequest) -> None:

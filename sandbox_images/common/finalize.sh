@@ -85,7 +85,7 @@ ln -sf /usr/share/zoneinfo/Etc/UTC etc/localtime
 ln -sf python3 usr/bin/python
 
 # --- directories that are mount points ------------------------------------------------------------------------------------
-mkdir -p .skillcell dev home/skill input layers opt output proc root skill sys tmp var/lib workspace
+mkdir -p .skillcell dev home/skill input layers/npm layers/pip layers/tools opt output proc root skill sys tmp var/lib workspace
 ln -s ../run var/run
 ln -s ../tmp var/tmp
 
@@ -93,6 +93,9 @@ chroot . /sbin/ldconfig -X
 rm -rf var/cache
 # Read inside the copy, where absolute links lead to the copy's own files.
 chroot . /usr/bin/find / -xdev '(' -path /proc -o -path /sys -o -path /dev ')' -prune -o -xtype l -print0 | sed -z 's/^/./' | xargs -0r rm -f --
+
+# Node looks for what a module imports in node_modules of its folder and of every folder above; NODE_PATH is for require() alone.
+ln -s /layers/npm/node_modules node_modules
 
 # A read-only root can't keep what Python compiles, so all of it is compiled here; "unchecked" since mtimes mean nothing in it.
 find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -61,10 +61,15 @@ async def engine_for(settings: Settings, instance_id: str, images: Path) -> Asyn
             yield Engine(driver, driver, docker_images.ensure)
         finally:
             await driver.close()
+            driver.retire()
             await asyncio.to_thread(client.close)
         return
-    async with OciDriver(oci_settings(settings, instance_id)) as oci:
-        yield Engine(oci, oci, store.resolve)
+    oci = OciDriver(oci_settings(settings, instance_id))
+    try:
+        async with oci:
+            yield Engine(oci, oci, store.resolve)
+    finally:
+        oci.retire()
 
 
 def chosen_driver(settings: Settings) -> DriverChoice:

@@ -132,6 +132,12 @@ class CgroupTree:
         exists = any((base / sandbox_id).is_dir() for base in self.everywhere)
         return Cgroup(self, sandbox_id) if exists else None
 
+    def retire(self) -> None:
+        """Take the tree's own top directories away, where no sandbox is left in them; nobody may use it afterwards."""
+        for base in self.everywhere:
+            with suppress(OSError):
+                os.rmdir(base)
+
     def list(self) -> list[str]:
         """Ids of all sandboxes with a cgroup in any hierarchy, whoever made it."""
         found: set[str] = set()

@@ -363,6 +363,11 @@ class DockerDriver:
             await sandbox.release()
         await asyncio.to_thread(self._engine.close)
 
+    def retire(self) -> None:
+        """After `close`, by the only user of this instance's name: leave no empty cgroups of ours behind."""
+        if self._cgroups is not None:
+            self._cgroups.retire()
+
 
 def _remove_container(client: docker.APIClient, container_id: str) -> None:
     """Force-remove, and wait where somebody else is at it."""

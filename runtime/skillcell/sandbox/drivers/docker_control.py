@@ -68,6 +68,10 @@ class SandboxCgroups:
         names = self._tree.list()
         return [name[len(start) : -len(end)] for name in names if name.startswith(start) and name.endswith(end)]
 
+    def retire(self) -> None:
+        """Take the instance's own directories away, where no sandbox is left in them."""
+        self._tree.retire()
+
     def _directory(self, sandbox_id: str) -> str:
         return f"{self._root}-{sandbox_id}.slice" if self._systemd else sandbox_id
 

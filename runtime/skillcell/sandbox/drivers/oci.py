@@ -119,6 +119,12 @@ class OciDriver:
         if self._lost:
             await asyncio.wait(self._lost)
 
+    def retire(self) -> None:
+        """After `close`, by the only user of this cgroup root: leave no empty directories of ours behind."""
+        if self._tree is not None:
+            self._tree.retire()
+            self._tree = None
+
     def guarantees(self, isolation: Isolation) -> frozenset[Guarantee]:
         if self._runtimes[isolation] is None:
             return frozenset()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,11 +38,16 @@ from skillcell.registry.catalog import Catalog
 from skillcell.registry.catalog_changes import CatalogChanges
 from skillcell.registry.limits import PackageLimits
 from skillcell.registry.package_store import PackageStore
+from skillcell.registry.packages import LAYER_LIMITS, PackageSettings, SandboxedPackages, build_limits
+from skillcell.registry.packages_build import BuildSandboxes
+from skillcell.registry.packages_dial import dial
+from skillcell.registry.packages_layers import LayerStore
 from skillcell.registry.publish import SkillPublisher
 from skillcell.registry.rules import EntrypointRules
 from skillcell.retention import Retention, clean_for_ever
 from skillcell.sandbox.agent_package import agent_command, build_agent_package
 from skillcell.sandbox.driver import Check, PackageMount
+from skillcell.sandbox.images_recipes import recipes_directory
 from skillcell.sandbox.prepare import mounts_for
 from skillcell.scheduler.capacity import Capacity, CapacityGate
 from skillcell.scheduler.leases import Leases
@@ -84,10 +89,12 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
         catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
         limits = PackageLimits(packed_bytes=settings.publish_bytes)
-        resolver = NoPackages()
+        agent, gate = build_agent_package(data.agent), CapacityGate(_capacity(settings))
+        layers = LayerStore(data.layers, data.staging, LAYER_LIMITS)
+        resolver = _resolver(settings, data, engine, clock, agent=agent, gate=gate, layers=layers)
         publisher = SkillPublisher(packages, catalog, changes, resolver, limits)
         artifacts = ArtifactStore(data.artifacts)
-        leases = _leases(settings, data, engine, clock)
+        leases = _leases(data, engine, clock, agent=agent, gate=gate)
         rules = EntrypointRules()
         stages = Stages(
             planner=Planner(catalog, rules, Policy(), engine.classes(), settings.isolation),
@@ -105,12 +112,14 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         watching = Watching(live, ledger, _kept_spools(settings, data, closed=True), settings.reconnect_seconds)
         recovery = Recovery(ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data))
         recovered = await recovery.run(data.instance_id)
-        reaper = Reaper(engine.driver, lambda: leases.live)
+        reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
         retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, live.__contains__)
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
+        clean_layers = _layer_collector(catalog, layers)
+        await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))
         host, port = split_address(settings.metrics)
         metrics_server = await stack.enter_async_context(
             MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))
@@ -182,20 +191,21 @@ def configure_logging() -> None:
     )
 
 
-def _leases(settings: Settings, data: DataDirectory, engine: Engine, clock: Clock) -> Leases:
-    capacity = Capacity.of_machine(
+def _capacity(settings: Settings) -> Capacity:
+    return Capacity.of_machine(
         reserve=settings.memory_reserve,
         cpu_overcommit=settings.cpu_overcommit,
         queue_length=settings.queue_length,
     )
-    agent = build_agent_package(data.agent)
 
+
+def _leases(data: DataDirectory, engine: Engine, clock: Clock, *, agent: PackageMount, gate: CapacityGate) -> Leases:
     def mounts(plan: Plan) -> tuple[PackageMount, ...]:
         return mounts_for(plan, data.packages, data.layers, agent)
 
     return Leases(
         engine.driver,
-        CapacityGate(capacity),
+        gate,
         clock,
         images=engine.image,
         mounts=mounts,
@@ -203,9 +213,40 @@ def _leases(settings: Settings, data: DataDirectory, engine: Engine, clock: Cloc
     )
 
 
-class NoPackages:
-    async def resolve(self, request: object, image: str, package: object) -> tuple[()]:
-        return ()
+def _resolver(
+    settings: Settings,
+    data: DataDirectory,
+    engine: Engine,
+    clock: Clock,
+    *,
+    agent: PackageMount,
+    gate: CapacityGate,
+    layers: LayerStore,
+) -> SandboxedPackages:
+    offered, capacity = engine.classes(), _capacity(settings)
+    sandboxes = BuildSandboxes(
+        engine.driver,
+        agent,
+        gate,
+        clock,
+        limits=build_limits(capacity.memory_bytes, capacity.milli_cpus),
+        dial=dial,
+        isolation=offered[0] if offered and settings.isolation not in offered else settings.isolation,
+    )
+    package_settings = PackageSettings(
+        tools=data.tools,
+        recipes=recipes_directory(),
+        package_index=settings.package_index,
+        npm_registry=settings.npm_registry,
+    )
+    return SandboxedPackages(sandboxes, layers, engine.image, package_settings)
+
+
+def _layer_collector(catalog: Catalog, layers: LayerStore) -> Callable[[], Awaitable[int]]:
+    async def collect() -> int:
+        return await layers.collect(await catalog.layer_digests())
+
+    return collect
 
 
 def _codec(plan: Plan, execution_id: str) -> EventEncoder:

@@ -25,13 +25,14 @@ from skillcell.registry.packages_build import BuildSandboxes, Built
 from skillcell.registry.packages_dial import dial
 from skillcell.registry.packages_layers import LayerStore
 from skillcell.sandbox.agent_package import agent_command, build_agent_package
+from skillcell.sandbox.cancel import Canceled
 from skillcell.sandbox.driver import PackageMount, SandboxSpec
 from skillcell.sandbox.drivers.oci import OciDriver, OciSettings
 from skillcell.sandbox.framing import FrameReader
 from skillcell.sandbox.images import Image
 from skillcell.sandbox.images_recipes import recipes_directory
 from skillcell.sandbox.job import Delivery, Job
-from skillcell.sandbox.supervisor import Canceled, Outlets, Run, await_hello
+from skillcell.sandbox.supervisor import Outlets, Run, await_hello
 
 SETTINGS = OciSettings(Path("/run/skillcell-test"), "skillcell-test-packages")
 NOWHERE = "https://localhost:1"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from skillcell.core.errors import Fault, FaultKind
+from skillcell.core.skills import Layer
 from skillcell.registry.package_mux import (
     CHUNK_BYTES,
     CREDIT,
@@ -23,10 +26,11 @@ from skillcell.registry.package_mux import (
     MuxError,
     encode,
 )  # fmt: skip
+from skillcell.registry.packages import LAYER_LIMITS, build_limits
 from skillcell.registry.packages_dial import DialError, Streams, dial
 from skillcell.registry.packages_errors import cleaned
 from skillcell.registry.packages_index import npm_registry, python_index
-from skillcell.registry.packages_layers import layer_digest
+from skillcell.registry.packages_layers import LayerStore, layer_digest
 from skillcell.registry.packages_npm import npm_lock, npm_project
 from skillcell.registry.packages_pip import pinned, pip_lock, requirement_lines
 from skillcell.registry.packages_tunnel import IndexTunnel
@@ -173,6 +177,67 @@ class TestLayers:
         }
         assert of not in others
         assert len(others) == 4
+
+    async def test_a_tree_comes_in_whole_and_read_only_or_not_at_all(self, tmp_path: Path) -> None:
+        store, layer = LayerStore(tmp_path / "layers", tmp_path / "staging", LAYER_LIMITS), Layer("pip", "a" * 64, ())
+        hostile: list[dict[str, tuple[bytes, bytes | str]]] = [
+            {"../x.py": (tarfile.REGTYPE, b"")},
+            {"/x.py": (tarfile.REGTYPE, b"")},
+            {"out": (tarfile.SYMTYPE, "../../etc")},
+            {"out": (tarfile.SYMTYPE, "/etc/passwd")},
+            {"device": (tarfile.CHRTYPE, b"")},
+            {"hard": (tarfile.LNKTYPE, "x.py")},
+        ]
+        for entries in hostile:
+            scratch = store.scratch()
+            with pytest.raises(Fault) as caught:
+                await store.add(layer, _tar(scratch, {"x.py": (tarfile.REGTYPE, b"x"), **entries}), scratch)
+            assert caught.value.reason == "DEPENDENCY_UNRESOLVED"
+            await store.discard(scratch)
+            assert await store.find(layer.digest) is None
+        scratch = store.scratch()
+        await store.add(layer, _tar(scratch, {"pkg/x.py": (tarfile.REGTYPE, b"x")}), scratch)
+        await store.discard(scratch)
+        assert await store.find(layer.digest) == layer
+        assert (tmp_path / "layers" / layer.digest / "pkg/x.py").stat().st_mode & 0o777 == 0o444
+        assert list((tmp_path / "staging").iterdir()) == []
+
+    async def test_only_layers_that_no_version_names_are_collected(self, tmp_path: Path) -> None:
+        store = LayerStore(tmp_path / "layers", tmp_path / "staging", LAYER_LIMITS)
+        kept, left = (Layer("pip", letter * 64, ("six==1",)) for letter in "ab")
+        for layer in (kept, left):
+            scratch = store.scratch()
+            await store.add(layer, _tar(scratch, {"x.py": (tarfile.REGTYPE, b"x")}), scratch)
+            await store.discard(scratch)
+            await store.remember(layer.digest, layer, None)
+        assert await store.collect({kept.digest}) == 0, "both are too young"
+        assert await store.collect({kept.digest}, older_than_seconds=0) == 1
+        assert await store.recall(kept.digest) == kept
+        assert await store.recall(left.digest) is None
+        names = {path.name for path in (tmp_path / "layers").rglob("*")}
+        assert not any(name.startswith("b" * 64) for name in names)
+
+    @pytest.mark.parametrize(("gibibytes", "cores"), [(1, 1), (4, 2), (512, 64)])
+    def test_a_build_fits_any_machine(self, gibibytes: int, cores: int) -> None:
+        limits = build_limits(gibibytes << 30, cores * 1000)
+        assert limits.memory_bytes <= (gibibytes << 30) // 2
+        assert limits.disk_bytes <= limits.memory_bytes // 2
+        assert limits.milli_cpus <= cores * 1000
+
+
+def _tar(scratch: Path, entries: dict[str, tuple[bytes, bytes | str]]) -> Path:
+    path = scratch / "tree.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, (kind, content) in entries.items():
+            entry = tarfile.TarInfo(name)
+            entry.type = kind
+            if isinstance(content, str):
+                entry.linkname = content
+                tar.addfile(entry)
+            else:
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return path
 
 
 class TestIndexes:

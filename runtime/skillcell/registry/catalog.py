@@ -7,6 +7,7 @@ the caller may see.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -161,6 +162,16 @@ class Catalog:
         """Of all versions, for `PackageStore.collect`."""
         query = select(skill_versions.c.package_digest).distinct()
         return await self._store.read(lambda connection: frozenset(connection.execute(query).scalars()))
+
+    async def layer_digests(self) -> frozenset[str]:
+        """Of all versions, for `LayerStore.collect`."""
+
+        def work(connection: Connection) -> frozenset[str]:
+            bodies = connection.execute(select(skill_versions.c.body)).scalars()
+            # not `decode_body`: a pass over everything would push what is called now out of its cache
+            return frozenset(layer["digest"] for body in bodies for layer in json.loads(body)["layers"])
+
+        return await self._store.read(work)
 
 
 def check_state(version: SkillVersion) -> None:

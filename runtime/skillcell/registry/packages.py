@@ -54,10 +54,15 @@ _LOCK_LINE = 4096
 _Lock = Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]
 
 
-def build_limits(memory_bytes: int) -> Limits:
-    """`BUILD_LIMITS` on a machine that grants `memory_bytes` in all: half of it at most, a third of that for files."""
+def build_limits(memory_bytes: int, milli_cpus: int) -> Limits:
+    """`BUILD_LIMITS` on a machine that grants so much in all: half its memory at most, a third of that for files."""
     memory = min(BUILD_LIMITS.memory_bytes, memory_bytes // 2)
-    return replace(BUILD_LIMITS, memory_bytes=memory, disk_bytes=min(BUILD_LIMITS.disk_bytes, memory // 3))
+    return replace(
+        BUILD_LIMITS,
+        memory_bytes=memory,
+        disk_bytes=min(BUILD_LIMITS.disk_bytes, memory // 3),
+        milli_cpus=min(BUILD_LIMITS.milli_cpus, milli_cpus),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from skillcell.registry.tar_reader import read_tar
 from skillcell.registry.tree_writer import TreeWriter
 
 FORMAT = "skillcell-layer/1"
+_DIGEST_LENGTH = 64
 _FOLDER, _MOVABLE = 0o555, 0o755
+_FIXED_TIME = 315_532_800  # as `seal` gives it
 
 
 def layer_digest(kind: str, lock: Sequence[str], image_digest: str, architecture: str) -> str:
@@ -81,21 +83,43 @@ class LayerStore:
         """Unpacks a tar into `scratch` and puts it in place. Raises Fault, and then there is no such layer."""
         await asyncio.to_thread(self._add, layer, archive, scratch)
 
-    def _find(self, digest: str) -> Layer | None:
+    async def collect(self, named: Collection[str], older_than_seconds: float = 86_400) -> int:
+        """Removes layers that no version names and no publication has asked for lately; how many."""
+        return await asyncio.to_thread(self._collect, frozenset(named), older_than_seconds)
+
+    def _collect(self, named: frozenset[str], older_than_seconds: float) -> int:
+        removed = 0
+        for path in list(self._layers.iterdir()):
+            unused = len(path.name) == _DIGEST_LENGTH and path.name not in named
+            if unused and time.time() - path.lstat().st_ctime >= older_than_seconds:
+                gone = self._staging / f"discarded-{secrets.token_hex(12)}"
+                os.chmod(path, _MOVABLE)
+                os.rename(path, gone)
+                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+                remove_tree(gone)
+                removed += 1
+        for request in list(self._requests.iterdir()):
+            if self._recall(request.stem, renew=False) is None:
+                request.unlink(missing_ok=True)
+        return removed
+
+    def _find(self, digest: str, *, renew: bool = True) -> Layer | None:
         try:
             record = json.loads((self._layers / f"{digest}.json").read_bytes())
             if (self._layers / digest).is_dir():
+                if renew:
+                    os.utime(self._layers / digest, (_FIXED_TIME, _FIXED_TIME))  # its ctime, see `collect`
                 return Layer(record["kind"], digest, tuple(record["lock"]))
         except (OSError, ValueError, KeyError):
             pass
         return None
 
-    def _recall(self, key: str) -> Layer | None:
+    def _recall(self, key: str, *, renew: bool = True) -> Layer | None:
         try:
             record = json.loads((self._requests / f"{key}.json").read_bytes())
             until = record["until"]
             if until is None or time.time() < until:
-                return self._find(record["digest"])
+                return self._find(record["digest"], renew=renew)
         except (OSError, ValueError, KeyError):
             pass
         return None

@@ -137,12 +137,13 @@ class SkillPublisher:
     ) -> tuple[tuple[Layer, ...], tuple[Finding, ...]]:
         """Lenient: dependencies that only the folder declares may fail, since much of a Skill may do without them."""
         spec, wanted = inspection.spec, inspection.spec.packages
-        if not (wanted.pip or wanted.npm):
+        if not (wanted.pip or wanted.npm or wanted.bins):
             return (), ()
         try:
             return await self._resolver.resolve(wanted, spec.image, package.root), ()
         except Fault as fault:
-            only_inferred = all(kind in inspection.inferred for kind in ("pip", "npm") if getattr(wanted, kind))
+            asked = (kind for kind in ("pip", "npm", "bins") if getattr(wanted, kind))
+            only_inferred = all(kind in inspection.inferred for kind in asked)
             if not publication.lenient or not only_inferred or fault.kind not in _SKILL_FAULTS:
                 raise
             message = f"dependencies are not installed: {fault.message}"

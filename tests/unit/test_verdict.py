@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,12 @@ TABLE = {
     ),
     "disk": (ran(1, disk=FULL), Outcome.DISK_LIMIT_EXCEEDED, SKILL, ("disk_bytes", 100 << 20, 100 << 20, "bytes")),
     "inodes": (ran(1, disk=NO_INODES), Outcome.DISK_LIMIT_EXCEEDED, SKILL, ("disk_files", 1000, 1000, "count")),
+    "one full mount among roomy ones": (
+        ran(1, disk=replace(ROOMY, parts={"/tmp": ROOMY, "/workspace": FULL})),
+        Outcome.DISK_LIMIT_EXCEEDED,
+        SKILL,
+        ("disk_bytes", 100 << 20, 100 << 20, "bytes"),
+    ),
     "disk as the agent saw it": (
         ran(1, agent_disk={"/tmp": ROOMY, "/workspace": FULL}),
         Outcome.DISK_LIMIT_EXCEEDED,

@@ -7,8 +7,8 @@ removes every trace and may be called at any time, twice, or for an id that neve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,8 @@ class DiskUsage:
     bytes_limit: int
     files_used: int
     files_limit: int
+    parts: Mapping[str, DiskUsage] = field(default_factory=dict)
+    """By directory, where each has a file system of its own: one of them is full long before the sum is."""
 
 
 @dataclass(frozen=True, slots=True)

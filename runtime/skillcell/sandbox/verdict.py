@@ -125,10 +125,11 @@ def _out_of_memory(report: RunReport, rules: Rules) -> Verdict:
 
 def _exhausted(report: RunReport) -> Evidence | None:
     """Seen from outside where that was possible, else as the agent saw each writable mount."""
+    source, mounts = "statvfs inside the sandbox", report.agent_disk
     if report.disk is not None:
-        return _exhausted_mount(report.disk, "statvfs from outside", "")
-    for target, usage in report.agent_disk.items():
-        evidence = _exhausted_mount(usage, "statvfs inside the sandbox", target)
+        source, mounts = "statvfs from outside", report.disk.parts or {"": report.disk}
+    for target, usage in mounts.items():
+        evidence = _exhausted_mount(usage, source, target)
         if evidence is not None:
             return evidence
     return None

@@ -107,13 +107,14 @@ class LocalControl:
         return replace(seen, oom_kills=max(seen.oom_kills, self._engine_oom_kills))
 
     async def disk(self) -> DiskUsage | None:
-        """The sum over the writable mounts as the container's first process has them; None where that process is gone
-        or has others than we asked for (gVisor's live in its own kernel)."""
+        """Of the writable mounts and of all together, as the container's first process has them; None where that
+        process is gone or has others than we asked for (gVisor's live in its own kernel).
+        """
         pid = self._init_pid or self._find_init()
         if pid is None:
             return None
         self._init_pid = pid
-        totals = [0, 0, 0, 0]
+        parts: dict[str, DiskUsage] = {}
         try:
             root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -123,15 +124,19 @@ class LocalControl:
                 seen = _statvfs(root, inside)
                 if seen.f_blocks * seen.f_frsize != size:
                     return None
-                totals[0] += (seen.f_blocks - seen.f_bfree) * seen.f_frsize
-                totals[1] += seen.f_blocks * seen.f_frsize
-                totals[2] += seen.f_files - seen.f_ffree
-                totals[3] += seen.f_files
+                used = (seen.f_blocks - seen.f_bfree) * seen.f_frsize
+                parts[inside] = DiskUsage(used, size, seen.f_files - seen.f_ffree, seen.f_files)
         except OSError:
             return None
         finally:
             os.close(root)
-        return DiskUsage(*totals)
+        return DiskUsage(
+            bytes_used=sum(part.bytes_used for part in parts.values()),
+            bytes_limit=sum(part.bytes_limit for part in parts.values()),
+            files_used=sum(part.files_used for part in parts.values()),
+            files_limit=sum(part.files_limit for part in parts.values()),
+            parts=parts,
+        )
 
     def _find_init(self) -> int | None:
         """The member whose innermost pid is 1."""

@@ -213,7 +213,12 @@ result = [box, subprocess.run([sys.executable, "-c", "print(2)"], capture_output
             13,
             30,
         }
-        assert await inside(sandbox, "result = refused(os.open, '/proc/sysrq-trigger', os.O_WRONLY)") in {2, 13, 30}
+        code = """
+path = "/proc/sysrq-trigger"  # masked as a file is: by the null device, where the kernel has it at all
+null = os.path.exists(path) and os.stat(path).st_rdev == os.makedev(1, 3)
+result = null or refused(os.open, path, os.O_WRONLY)
+"""
+        assert await inside(sandbox, code) in {True, 2, 13, 30}
 
     async def test_running_out_of_memory_is_counted(self, make: Make, declared: frozenset[Guarantee]) -> None:
         if Guarantee.MEMORY_LIMIT not in declared:

@@ -44,8 +44,10 @@ class Frontmatter:
     allowed_tools: tuple[str, ...] = ()
 
 
-def read_frontmatter(data: bytes, folder: str, report: Report, path: str = "SKILL.md") -> Frontmatter:
-    """Never raises: what is wrong goes to `report`. `folder` is the Skill's folder name, empty when it is not known."""
+def read_frontmatter(data: bytes, folder: str, report: Report, path: str = "SKILL.md", chosen: str = "") -> Frontmatter:
+    """Never raises: what is wrong goes to `report`. `folder` is the Skill's folder name, empty when it is not known;
+    `chosen` the name it is published under, which will do where neither file nor folder gives one.
+    """
     text = _decode(data, report, path)
     first_line, block, body = _split(text, report, path)
     document = _parse(block, first_line, report, path)
@@ -65,7 +67,7 @@ def read_frontmatter(data: bytes, folder: str, report: Report, path: str = "SKIL
     if unknown:
         message = f"unknown fields: {', '.join(shown(key, 60) for key in unknown)}; known are {', '.join(KNOWN_FIELDS)}"
         report.deviation("frontmatter-unknown-field", message, path, *at(unknown[0]))
-    name = _name(fields.get("name"), folder, report, path, at("name"))
+    name = _name(fields.get("name"), (folder, chosen), report, path, at("name"))
     description = _description(fields.get("description"), body, report, path, at("description"))
     compatibility = _text(fields, "compatibility", report, path, at("compatibility"))
     if len(compatibility) > COMPATIBILITY_LENGTH:
@@ -196,11 +198,12 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _name(value: object, folder: str, report: Report, path: str, at: tuple[int, int]) -> str:
+def _name(value: object, around: tuple[str, str], report: Report, path: str, at: tuple[int, int]) -> str:
+    folder, chosen = around
     given = unicodedata.normalize("NFKC", value.strip()) if isinstance(value, str) else ""
     if not given:
         report.deviation("frontmatter-name-missing", "field `name` must be a text that is not empty", path, *at)
-        return _fallback_name(folder, folder, report, path)
+        return _fallback_name(folder or chosen, folder or chosen, report, path)
     if len(given) > NAME_LENGTH:
         message = f"name has {len(given)} characters; the limit is {NAME_LENGTH}"
         report.deviation("frontmatter-name-length", message, path, *at)
@@ -210,7 +213,7 @@ def _name(value: object, folder: str, report: Report, path: str, at: tuple[int, 
     if folder and unicodedata.normalize("NFKC", folder) != given:
         message = f"name {shown(given)!r} must equal the folder's name {shown(folder)!r}"
         report.deviation("frontmatter-name-folder", message, path, *at)
-    return slug(given) or _fallback_name(folder, given, report, path)
+    return slug(given) or _fallback_name(folder or chosen, given, report, path)
 
 
 def _fallback_name(folder: str, original: str, report: Report, path: str) -> str:
@@ -218,7 +221,8 @@ def _fallback_name(folder: str, original: str, report: Report, path: str) -> str
     if not name and original:
         name = "skill-" + hashlib.sha256(original.encode("utf-8", "replace")).hexdigest()[:8]
     if not name:
-        report.error("frontmatter-name-unknown", "neither frontmatter nor folder gives a name", path, 1)
+        message = "neither frontmatter nor folder gives a name; publish it under one"
+        report.error("frontmatter-name-unknown", message, path, 1)
         return "unnamed"
     report.warning("frontmatter-name-derived", f"the Skill is named {name!r}", path, 1)
     return name

@@ -17,6 +17,7 @@ from skillcell.registry.discovery import default_entrypoint, entrypoints, find_s
 from skillcell.registry.findings import Report, shown
 from skillcell.registry.frontmatter import MAX_FILE_BYTES, read_frontmatter
 from skillcell.registry.image_choice import choose_image
+from skillcell.registry.imports import report_undeclared
 from skillcell.registry.manifest import FILE_NAME, Manifest, read_manifest
 from skillcell.registry.scripts import Script
 
@@ -52,7 +53,7 @@ def inspect(
         report.error("skill-md-missing", "there is no SKILL.md at the root of the folder")
         front = read_frontmatter(b"---\nname: unnamed\ndescription: none\n---\n", "", Report(lenient=True))
     else:
-        front = read_frontmatter(data, package.folder if folder is None else folder, report, skill_md)
+        front = read_frontmatter(data, package.folder if folder is None else folder, report, skill_md, name)
     file = _read(root / FILE_NAME, _MANIFEST_BYTES) if (root / FILE_NAME).is_file() else None
     manifest = read_manifest(file, overlay, report)
     found = find_scripts(root, report)
@@ -63,6 +64,8 @@ def inspect(
         report.deviation("name-differs", message, skill_md, 1)
     if not offered and manifest.entrypoints is None:
         report.note("nothing-to-run", "no script was found: the Skill is listed, and can't be called")
+    image = _image(manifest, found, offered, packages, report)
+    report_undeclared(root, found, packages, image, report)
     spec = SkillSpec(
         name=name or front.name,
         description=front.description,
@@ -72,7 +75,7 @@ def inspect(
         license=front.license,
         compatibility=front.compatibility,
         metadata=front.metadata,
-        image=_image(manifest, found, offered, report),
+        image=image,
         packages=packages,
         limits=manifest.limits,
         network=manifest.network,
@@ -130,12 +133,20 @@ def _packages(
     return chosen, frozenset(of_folder)
 
 
-def _image(manifest: Manifest, found: tuple[Script, ...], offered: tuple[Entrypoint, ...], report: Report) -> str:
+def _image(
+    manifest: Manifest,
+    found: tuple[Script, ...],
+    offered: tuple[Entrypoint, ...],
+    packages: PackageRequest,
+    report: Report,
+) -> str:
     if manifest.image:
         return manifest.image
     programs = {entrypoint.command[0] for entrypoint in offered if entrypoint.command}
     programs |= {"node" for entrypoint in offered if entrypoint.handler.partition(":")[0].endswith(("js",))}
     image, reason = choose_image(found, (*manifest.bins, *sorted(programs & {"node", "npx", "npm", "bash"})))
+    if packages.npm and image != "node-20":
+        image, reason = "node-20", "it has npm dependencies"
     if reason:
         report.note("image-inferred", f"runs on {image}: {reason}")
     return image

@@ -151,9 +151,14 @@ def _default_program(interpreter: Interpreter) -> str:
     return {Interpreter.PYTHON: "python3", Interpreter.SHELL: "bash", Interpreter.NODE: "node"}[interpreter]
 
 
-def _is_primary(path: str, interpreter: Interpreter, text: str) -> bool:
+def lies_aside(path: str) -> bool:
+    """A test, an example, a template, a fixture."""
     *folders, name = path.split("/")
-    if any(folder in _SIDE_FOLDERS for folder in folders) or _TEST_NAME.fullmatch(name) or name.startswith("_"):
+    return any(folder in _SIDE_FOLDERS for folder in folders) or _TEST_NAME.fullmatch(name) is not None
+
+
+def _is_primary(path: str, interpreter: Interpreter, text: str) -> bool:
+    if lies_aside(path) or path.rpartition("/")[2].startswith("_"):
         return False
     if interpreter is Interpreter.PYTHON:
         return any(pattern.search(text) for pattern in (_PYTHON_MAIN, _PYTHON_CALL, _PYTHON_WORK))

@@ -1,6 +1,8 @@
 # The two commands of the README, and the ones that developers use. Everything lands in .venv and in the data directory.
 VENV ?= .venv
 BIN := $(VENV)/bin
+DATA ?= .data
+IMAGES := $(CURDIR)/$(DATA)/images
 
 .PHONY: demo test setup setup-test check lint protos bench
 
@@ -9,7 +11,7 @@ demo: setup ## Publish a sample Skill, call it, see live output, result, artifac
 
 test: setup-test ## Everything that must hold: linters, types, layers, generated code, all tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/pytest $(PYTEST_ARGS)
+	SKILLCELL_IMAGES=$(IMAGES) SKILLCELL_TEST_IMAGES=$(IMAGES) $(BIN)/python tests/with_engine.py $(BIN)/pytest $(PYTEST_ARGS)
 
 setup:
 	deploy/one-machine/setup.sh run

@@ -3,7 +3,7 @@
 import math
 import random
 
-BATCHES = 10
+PAIRS_A_BATCH = 10_000
 SECONDS_TO_FINISH = 0.5
 
 
@@ -13,18 +13,21 @@ def price(option, context):
     draw = random.Random(option.get("seed", 1))
     payoff = payoff_of(option)
     total = squares = 0.0
-    done, pairs = 0, max(1, samples // 2)
-    for batch in range(BATCHES):
-        for _ in range(pairs * (batch + 1) // BATCHES - pairs * batch // BATCHES):
+    done, told, pairs = 0, 0, samples // 2
+    while done < pairs:
+        for _ in range(min(PAIRS_A_BATCH, pairs - done)):
             z = draw.gauss(0.0, 1.0)
             value = (payoff(z) + payoff(-z)) / 2
             total += value
             squares += value * value
             done += 1
-        estimate, error = mean_and_error(total, squares, done)
-        context.progress((batch + 1) / BATCHES, f"{2 * done:,} of {samples:,} samples")
-        context.info("estimate", price=round(estimate, 4), standard_error=round(error, 4))
-        if context.deadline < SECONDS_TO_FINISH:
+        out_of_time = context.deadline < SECONDS_TO_FINISH and done < pairs
+        if out_of_time or 10 * done // pairs > told:
+            told = 10 * done // pairs
+            estimate, error = mean_and_error(total, squares, done)
+            context.progress(done / pairs, f"{2 * done:,} of {samples:,} samples")
+            context.info("estimate", price=round(estimate, 4), standard_error=round(error, 4))
+        if out_of_time:
             context.warning("out of time; this is the estimate so far", samples=2 * done)
             break
     estimate, error = mean_and_error(total, squares, done)

@@ -28,6 +28,9 @@ if [ "$(id -u)" != 0 ] && { [ "$driver" = oci ] || ! docker info >/dev/null 2>&1
 fi
 
 mkdir -p "$data"
+flock --nonblock "$data/lock" true || { echo "demo: another one runs in $data" >&2; exit 1; }
+# Each time from the beginning, but for the images.
+find "$data" -mindepth 1 -maxdepth 1 ! -name images -exec rm -rf {} +
 skillcell serve --driver "$driver" --data "$data" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 \
     >"$data/serve.out" 2>"$data/serve.log" &
 gateway=$!

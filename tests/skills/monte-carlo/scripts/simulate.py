@@ -8,7 +8,7 @@ SECONDS_TO_FINISH = 0.5
 
 
 def price(option, context):
-    """`option` has been checked against the input schema of skill-runtime.yaml; what it leaves out has defaults here."""
+    """`option` has been checked against the input schema of skill-runtime.yaml; the defaults stand here too."""
     samples = option.get("samples", 200_000)
     draw = random.Random(option.get("seed", 1))
     payoff = payoff_of(option)

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from skillcell.api.reasons import stable_reason
 from skillcell.core.errors import Fault, FaultKind
 
 DOMAIN = "skillcell"
@@ -68,7 +69,10 @@ def _clipped(text: str, most_bytes: int) -> str:
 
 def _details(fault: Fault) -> list[Message]:
     metadata = {key: _clipped(value, 256) for key, value in fault.metadata.items()}
-    details: list[Message] = [ErrorInfo(reason=fault.reason, domain=DOMAIN, metadata=metadata)]
+    reason = stable_reason(fault)
+    if reason != fault.reason:
+        metadata["cause"] = fault.reason
+    details: list[Message] = [ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)]
     if fault.quotas:
         details.append(
             QuotaFailure(

@@ -99,6 +99,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. A dependency of the Skill could not be resolved; metadata carries the resolver's words."""
     ERROR_REASON_PERIOD_CLOSED: _ErrorReason.ValueType  # 70
     """FAILED_PRECONDITION. The billing period is closed; record a correction in the open one."""
+    ERROR_REASON_IMAGE_UNAVAILABLE: _ErrorReason.ValueType  # 71
+    """FAILED_PRECONDITION. The sandbox image that the Skill names is not there, or not fit to run; an operator makes it."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 80
     """ABORTED. Someone else changed it since you read it (etag differs): read again, then decide again."""
     ERROR_REASON_POSITION_OUT_OF_RANGE: _ErrorReason.ValueType  # 85
@@ -121,6 +123,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE. The gateway is shutting down; another replica may serve."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 103
     """UNAVAILABLE. Ledger or store can't be written, and nothing runs unmetered."""
+    ERROR_REASON_PACKAGE_INDEX_UNAVAILABLE: _ErrorReason.ValueType  # 104
+    """UNAVAILABLE. The package index that dependencies come from does not answer; publish again later."""
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 110
     """UNAUTHENTICATED. No credentials were sent."""
     ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 111
@@ -135,6 +139,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     carries google.rpc.ErrorInfo with domain "skillcell" and, as `reason`, the name of a value below without its prefix
     (`QUOTA_EXCEEDED`). Decide on the reason, never on the message. With it come, where they apply, BadRequest (the
     fields, by path), QuotaFailure (quota, limit, use), RetryInfo (how long to wait) and ResourceInfo (what is missing).
+    Metadata may hold a `cause`: a finer name for the gateway's operator, which may change at any time.
     Once a call is admitted its status is OK whatever happens to it: see Completed in event.proto.
 
     Errors that every RPC can return, so that each RPC's comment names them in one line only:
@@ -230,6 +235,8 @@ ERROR_REASON_DEPENDENCY_UNRESOLVED: ErrorReason.ValueType  # 69
 """FAILED_PRECONDITION. A dependency of the Skill could not be resolved; metadata carries the resolver's words."""
 ERROR_REASON_PERIOD_CLOSED: ErrorReason.ValueType  # 70
 """FAILED_PRECONDITION. The billing period is closed; record a correction in the open one."""
+ERROR_REASON_IMAGE_UNAVAILABLE: ErrorReason.ValueType  # 71
+"""FAILED_PRECONDITION. The sandbox image that the Skill names is not there, or not fit to run; an operator makes it."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 80
 """ABORTED. Someone else changed it since you read it (etag differs): read again, then decide again."""
 ERROR_REASON_POSITION_OUT_OF_RANGE: ErrorReason.ValueType  # 85
@@ -252,6 +259,8 @@ ERROR_REASON_DRAINING: ErrorReason.ValueType  # 102
 """UNAVAILABLE. The gateway is shutting down; another replica may serve."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 103
 """UNAVAILABLE. Ledger or store can't be written, and nothing runs unmetered."""
+ERROR_REASON_PACKAGE_INDEX_UNAVAILABLE: ErrorReason.ValueType  # 104
+"""UNAVAILABLE. The package index that dependencies come from does not answer; publish again later."""
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 110
 """UNAUTHENTICATED. No credentials were sent."""
 ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 111

@@ -35,7 +35,7 @@ BUILD_LIMITS = Limits(
     milli_cpus=2000,
     memory_bytes=3072 * MEBIBYTE,
     pids=256,
-    disk_bytes=1024 * MEBIBYTE,
+    disk_bytes=1536 * MEBIBYTE,
     disk_files=180_000,
     open_files=4096,
     output_bytes=2048 * MEBIBYTE,
@@ -55,12 +55,12 @@ _Lock = Callable[[Sequence[Mapping[str, Any]]], tuple[str, ...]]
 
 
 def build_limits(memory_bytes: int, milli_cpus: int) -> Limits:
-    """`BUILD_LIMITS` on a machine that grants so much in all: half its memory at most, a third of that for files."""
+    """`BUILD_LIMITS` on a machine that grants so much in all: half its memory at most, half of that for files."""
     memory = min(BUILD_LIMITS.memory_bytes, memory_bytes // 2)
     return replace(
         BUILD_LIMITS,
         memory_bytes=memory,
-        disk_bytes=min(BUILD_LIMITS.disk_bytes, memory // 3),
+        disk_bytes=min(BUILD_LIMITS.disk_bytes, memory // 2),
         milli_cpus=min(BUILD_LIMITS.milli_cpus, milli_cpus),
     )
 

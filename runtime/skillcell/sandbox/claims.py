@@ -80,7 +80,8 @@ def agent_disk(said: object) -> dict[str, DiskUsage]:
         return found
     for target, usage in list(said.items())[:16]:
         if isinstance(usage, dict):
-            figures = [usage.get(key) for key in ("bytes_used", "bytes_limit", "files_used", "files_limit")]
-            if all(isinstance(figure, int) and 0 <= figure < _INT64 for figure in figures):
-                found[text(target)[:256]] = DiskUsage(*(int(figure) for figure in figures if isinstance(figure, int)))
+            said_of = [usage.get(key) for key in ("bytes_used", "bytes_limit", "files_used", "files_limit")]
+            figures = [figure for figure in said_of if isinstance(figure, int) and 0 <= figure < _INT64]
+            if len(figures) == len(said_of):
+                found[text(target)[:256]] = DiskUsage(figures[0], figures[1], figures[2], figures[3])
     return found

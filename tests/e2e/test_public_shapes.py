@@ -123,6 +123,28 @@ PYTHON = {
         "scripts 1 ['x']\n",
         args=("x",),
     ),
+    "imports_from_its_own_folder_by_name": Shape(
+        {
+            "scripts/__init__.py": "",
+            "scripts/pack.py": "import sys\nfrom pathlib import Path\nfrom scripts.utils import word\n"
+            "if __name__ == '__main__':\n    print(word, sys.argv[1:], Path(__file__).parent.name)\n",
+            "scripts/utils.py": "word = 'w'\n",
+        },
+        "w ['x'] scripts\n",
+        args=("x",),
+        entrypoint="pack",
+    ),
+    "imports_relatively_in_a_copy_of_its_package": Shape(
+        {
+            "radar/__init__.py": "",
+            "radar/__main__.py": "from .near import name\nfrom .deep.more import up\nprint(name, up, __package__)\n",
+            "radar/near.py": "name = 'near'\n",
+            "radar/deep/more.py": "from ..near import name as up\n",
+        },
+        "near near radar\n",
+        entrypoint="radar/__main__.py",
+        beside=True,
+    ),
     "keeps_its_settings_in_home": Shape(
         {
             "main.py": "import os, pathlib\nhome = pathlib.Path.home()\nassert str(home) == os.path.expanduser('~')\n"

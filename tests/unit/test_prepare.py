@@ -133,3 +133,20 @@ def test_a_job_as_frames_has_every_key_and_each_files_bytes_in_chunks() -> None:
     assert [kind for kind, _, _ in parsed[1:]] == [frames.FILE, *[frames.DATA] * 3, frames.FILE]
     assert b"".join(payload for kind, _, payload in parsed if kind == frames.DATA) == content
     assert json.loads(parsed[-1][2])["size"] == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "working_dir", "folder"),
+    [
+        ("scripts/run.py", "scripts.run", WorkingDir.WORKSPACE, "/skill"),
+        ("lib/radar/__main__.py", "radar", WorkingDir.WORKSPACE, "/skill/lib"),
+        ("scripts/run.py", "scripts.run", WorkingDir.SKILL, "/workspace"),
+    ],
+)
+def test_a_script_that_is_a_module_is_found_from_above_its_package(
+    script: str, module: str, working_dir: WorkingDir, folder: str
+) -> None:
+    entrypoint = entry(command=("python3", "-m", module), script=script)
+    job = job_for(plan(entrypoint=entrypoint, working_dir=working_dir), "exe_1", {})
+    assert (job.kind, job.argv) == ("exec", ("python3", "-m", module))
+    assert job.env["PYTHONPATH"] == folder

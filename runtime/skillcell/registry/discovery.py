@@ -18,6 +18,7 @@ from skillcell.core.types import WorkingDir
 from skillcell.registry.findings import Report, shown
 from skillcell.registry.manifest import Manifest
 from skillcell.registry.manifest_entrypoints import EntrypointRequest, IoRequest
+from skillcell.registry.modules import module_name
 from skillcell.registry.scripts import Script, Unstartable, scripts
 
 _PROGRAMS = {
@@ -49,7 +50,7 @@ def find_scripts(root: Path, report: Report) -> tuple[Script, ...]:
 def entrypoints(root: Path, manifest: Manifest, found: Sequence[Script], report: Report) -> tuple[Entrypoint, ...]:
     """The manifest's entrypoints, or else the folder's scripts."""
     if manifest.entrypoints is None:
-        return tuple(_with_io(_of_script(script), IoRequest(), manifest.io) for script in found)
+        return tuple(_with_io(_of_script(root, script), IoRequest(), manifest.io) for script in found)
     return tuple(
         entrypoint
         for request in manifest.entrypoints
@@ -123,7 +124,10 @@ def _ask_for_name(message: str, names: Sequence[str]) -> Fault:
     )
 
 
-def _of_script(script: Script) -> Entrypoint:
+def _of_script(root: Path, script: Script) -> Entrypoint:
+    if module := module_name(root, script):
+        command = ("python3", "-m", module)
+        return Entrypoint(name=script.path, command=command, script=script.path, interpreter=Interpreter.EXECUTABLE)
     return Entrypoint(name=script.path, command=script.command, script=script.path, interpreter=script.interpreter)
 
 
@@ -147,7 +151,7 @@ def _of_request(
             message = f"{shown(request.name)!r} is no script of the folder, so it needs command or handler"
             report.error("manifest-entrypoint", message, *where)
             return None
-        base = _of_script(script)
+        base = _of_script(root, script)
     described = replace(
         base,
         name=request.name,
@@ -169,7 +173,8 @@ def _of_command(root: Path, request: EntrypointRequest, found: Sequence[Script],
         script = next((script for script in found if script.path == path), None)
         if script is not None:
             # Started as discovery would: archives made on other systems have lost the exec bit.
-            return replace(_of_script(script), command=(*script.command, *rest))
+            started = _of_script(root, script)
+            return replace(started, command=(*started.command, *rest))
         if not (root / path).is_file() or not os.access(root / path, os.X_OK):
             where = (request.path, request.line, request.column)
             message = f"{request.name}: {shown(program)!r} is no script and no executable file of the folder"

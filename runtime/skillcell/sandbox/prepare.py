@@ -6,7 +6,7 @@ Inside a sandbox the places are always the same; they are the contract with Skil
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from skillcell.core.plan import Plan
 from skillcell.core.skills import Interpreter
@@ -52,6 +52,8 @@ def environment_for(plan: Plan, execution_id: str, image_env: Mapping[str, str])
     if "pip" in kinds:
         env["PYTHONPATH"] = f"{LAYERS}/pip"
         path = f"{LAYERS}/pip/bin:{path}"
+    if plan.entrypoint.script and plan.entrypoint.command[:2] == ("python3", "-m"):
+        env["PYTHONPATH"] = ":".join([_module_root(plan), *filter(None, [env.get("PYTHONPATH")])])
     if "npm" in kinds:
         env["NODE_PATH"] = f"{LAYERS}/npm/node_modules"
         path = f"{LAYERS}/npm/node_modules/.bin:{path}"
@@ -70,6 +72,14 @@ def environment_for(plan: Plan, execution_id: str, image_env: Mapping[str, str])
         SKILLCELL_TIMEOUT_SECONDS=f"{plan.limits.wall_ns / 1e9:g}",
     )
     return env
+
+
+def _module_root(plan: Plan) -> str:
+    """The folder from which `python3 -m` finds the script: what is left of its path above the module's own name."""
+    root = WORKSPACE if plan.working_dir is WorkingDir.SKILL else SKILL_DIR
+    path = PurePosixPath(plan.entrypoint.script).with_suffix("").parts
+    depth = len(plan.entrypoint.command[2].split(".")) + (path[-1] == "__main__")
+    return str(PurePosixPath(root, *path[: len(path) - depth]))
 
 
 def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:

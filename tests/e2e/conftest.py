@@ -33,11 +33,16 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def gateway(driver: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Gateway]:
+def docker_host(driver: str, request: pytest.FixtureRequest) -> str:
+    """URL of the engine where the driver needs one."""
+    return str(request.getfixturevalue("engine")) if driver == "docker" else ""
+
+
+@pytest.fixture(scope="session")
+def gateway(driver: str, docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Serves the lab Skill by each driver in turn."""
-    host = request.getfixturevalue("engine") if driver == "docker" else ""
     home = tmp_path_factory.mktemp(driver)
-    with serving(new_gateway(home, driver, host)) as gateway:
+    with serving(new_gateway(home, driver, docker_host)) as gateway:
         publish_lab(gateway, home)
         yield gateway
 

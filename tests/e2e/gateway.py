@@ -57,7 +57,7 @@ class Gateway:
             **self.settings,
         }
         command = [SKILLCELL, "serve", "--driver", self.driver, "--data", str(self.data)]
-        command += ["--listen", self.address or "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+        command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None

@@ -1,0 +1,151 @@
+"""A request id makes a call happen once, whoever asks how often; a lost client can come back for all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import aclosing
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from e2e.conftest import Fresh
+from e2e.gateway import Gateway
+from e2e.lab import SMALL, run, spec, until
+from skillcell.client import AlreadyExists, CallResult, Execution, SkillcellClient
+from skillcell.core import events
+from skillcell.core.events import Stdout
+from skillcell.core.types import CancelReason, ExecutionState, OnDisconnect, Outcome
+from skillcell.v1 import execution_pb2, execution_pb2_grpc
+
+TALKER = "import time\nfor n in range(5):\n  print(n, flush=True)\n  time.sleep(0.1)"
+
+
+async def test_the_same_request_twice_at_once_is_one_execution_and_one_record(oci_client: SkillcellClient) -> None:
+    request = str(uuid.uuid4())
+    results: list[CallResult] = await asyncio.gather(
+        *(run(oci_client, TALKER, request_id=request, labels={"a": "1", "b": "2"}) for _ in range(4))
+    )
+    assert len({result.execution_id for result in results}) == 1
+    assert {result.stdout for result in results} == {b"0\n1\n2\n3\n4\n"}
+    assert len((await oci_client.usage.records(execution_id=results[0].execution_id)).items) == 1
+
+
+async def test_another_request_under_the_same_id_is_refused(oci_client: SkillcellClient) -> None:
+    request = str(uuid.uuid4())
+    await run(oci_client, "print(1)", request_id=request)
+    with pytest.raises(AlreadyExists) as raised:
+        await run(oci_client, "print(2)", request_id=request)
+    assert raised.value.reason == "REQUEST_ID_REUSED"
+
+
+async def test_a_retry_after_the_end_gets_the_same_bytes(oci: Gateway, oci_client: SkillcellClient) -> None:
+    request = str(uuid.uuid4())
+    message = execution_pb2.ExecuteRequest(request_id=request)
+    message.spec.skill = "dev/lab"
+    message.spec.entrypoint = "run"
+    message.spec.args.append(TALKER)
+    async with oci.channel() as channel:
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        first = [answer.event async for answer in stub.Execute(message, metadata=oci.credentials)]
+        again = [answer.event async for answer in stub.Execute(message, metadata=oci.credentials)]
+        watch = execution_pb2.WatchExecutionRequest(execution_id=first[0].execution_id, after_sequence=3)
+        rest = [answer.event async for answer in stub.WatchExecution(watch, metadata=oci.credentials)]
+    assert [event.SerializeToString() for event in again] == [event.SerializeToString() for event in first]
+    assert rest == first[3:]
+    assert len((await oci_client.usage.records(execution_id=first[0].execution_id)).items) == 1
+
+
+async def test_a_watcher_gets_the_rest_of_a_running_call_without_a_gap(oci_client: SkillcellClient) -> None:
+    async with aclosing(oci_client.execute("dev/lab", **spec(TALKER))) as stream:
+        seen = await until(stream, Stdout)
+        rest = [event async for event in oci_client.watch(seen[0].execution_id, after_sequence=seen[-1].sequence)]
+        own = seen + [event async for event in stream]
+    assert seen + rest == own
+    assert [event.sequence for event in own] == list(range(1, len(own) + 1))
+
+
+SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+
+
+async def test_a_detached_call_outlives_its_client(oci: Gateway, oci_client: SkillcellClient) -> None:
+    code = "import time; print('up', flush=True); time.sleep(0.5); print('done')"
+    async with oci.client() as leaving:
+        stream = leaving.execute("dev/lab", on_disconnect=OnDisconnect.DETACH, **spec(code))
+        seen = await until(stream, Stdout)
+    execution = await settled(oci_client, seen[0].execution_id)
+    assert execution.completed is not None
+    assert execution.completed.outcome is Outcome.SUCCEEDED
+
+
+async def test_a_call_with_a_request_id_waits_for_its_client(fresh: Fresh) -> None:
+    gateway = fresh(reconnect_seconds="1.5")
+    async with gateway.client() as client:
+        back = await _lose(gateway, SLEEPER)
+        assert (await client.get(back)).state is ExecutionState.RUNNING
+        async with aclosing(client.watch(back)) as stream:  # in time: the wait is over, the call goes on
+            await until(stream, Stdout)
+            await asyncio.sleep(2)
+            assert (await client.get(back)).state is ExecutionState.RUNNING
+            await client.cancel(back)
+        lost = await _lose(gateway, SLEEPER)
+        execution = await settled(client, lost)
+    assert execution.completed is not None
+    completed = execution.completed
+    assert (completed.outcome, completed.canceled_by) == (Outcome.CANCELED, CancelReason.DISCONNECT)
+    assert completed.usage.billed_ms >= 1000
+
+
+async def test_a_call_without_a_request_id_ends_with_its_client(oci: Gateway, oci_client: SkillcellClient) -> None:
+    lost = await _lose(oci, SLEEPER, request_id="")
+    execution = await settled(oci_client, lost)
+    assert execution.completed is not None
+    assert execution.completed.outcome is Outcome.CANCELED
+
+
+async def _lose(gateway: Gateway, code: str, request_id: str | None = None) -> str:
+    """A call whose connection is gone after its first output. Over the stub: the client would cancel explicitly."""
+    message = execution_pb2.ExecuteRequest(request_id=str(uuid.uuid4()) if request_id is None else request_id)
+    message.spec.skill = "dev/lab"
+    message.spec.entrypoint = "run"
+    message.spec.args.append(code)
+    async with gateway.channel() as channel:
+        call = execution_pb2_grpc.ExecutionServiceStub(channel).Execute(message, metadata=gateway.credentials)
+        async for answer in call:
+            if answer.event.HasField("stdout"):
+                call.cancel()
+                return str(answer.event.execution_id)
+    raise AssertionError("the call ended before it said anything")
+
+
+async def settled(client: SkillcellClient, execution_id: str) -> Execution:
+    """As it stands once it has ended. Asks: to watch would count as its client's return."""
+    async with asyncio.timeout(30):
+        while (execution := await client.get(execution_id)).state is not ExecutionState.COMPLETED:
+            await asyncio.sleep(0.05)
+    return execution
+
+
+async def test_another_tenants_execution_does_not_exist(oci: Gateway) -> None:
+    async with oci.channel() as channel:
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.GetExecution(
+                execution_pb2.GetExecutionRequest(execution_id="exe_nobody"), metadata=oci.credentials
+            )
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_limits_are_part_of_the_request(oci_client: SkillcellClient) -> None:
+    request = str(uuid.uuid4())
+    await run(oci_client, "print(1)", request_id=request)
+    with pytest.raises(AlreadyExists):
+        await run(oci_client, "print(1)", request_id=request, limits=replace(SMALL, pids=20))
+
+
+async def test_events_of_a_call_name_its_execution(oci_client: SkillcellClient) -> None:
+    stream = oci_client.execute("dev/lab", **spec("print(1)"))
+    seen = [event async for event in stream]
+    assert {event.execution_id for event in seen} == {seen[0].execution_id}
+    assert isinstance(seen[-1].kind, events.Completed)

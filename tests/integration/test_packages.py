@@ -220,6 +220,7 @@ class TestFromTheConfiguredRegistries:
         with pytest.raises(Fault, match="is-number@99") as caught:
             await bench.packages().resolve(PackageRequest(npm=("is-number@99",)), "node-20", bench.skill)
         assert (caught.value.kind, caught.value.reason) == (FaultKind.FAILED_PRECONDITION, "DEPENDENCY_UNRESOLVED")
+        assert caught.value.metadata["requirement"] == "is-number@99"
 
     async def test_programs_are_looked_for_in_the_image(self, bench: Workbench) -> None:
         packages = bench.packages()
@@ -241,7 +242,9 @@ class TestAgainstAnIndexThatMeansHarm:
         assert "hash" in (await bench.refused("lie", index=address)).message.lower()
         wrong = f"good==1.0 --hash=sha256:{'1' * 64}"
         assert "hash" in (await bench.refused(wrong, index=address)).message.lower()
-        assert "nothere" in (await bench.refused("nothere", index=address)).message
+        unknown = await bench.refused("nothere", index=address)
+        assert unknown.metadata["requirement"] == "nothere"
+        assert "nothere" in unknown.message
         assert "conflict" in (await bench.refused("good==1.0", "good>1", index=address)).message.lower()
         layer = await bench.pip("good", index=address)
         assert layer.lock[0].startswith("good==1.0 --hash=sha256:")

@@ -31,6 +31,10 @@ _UNREACHED = re.compile(
     r"|\bE5\d\d\b|ETIMEDOUT|ECONNRESET|ECONNREFUSED|EAI_AGAIN|ERR_SOCKET_TIMEOUT|network timeout"
 )
 _FULL = re.compile(r"No space left on device|ENOSPC|Disk quota exceeded")
+_NAMED = re.compile(
+    r"(?:satisfies the requirement|distribution found for|matching version found for|Cannot install) ([^\s;,(]+)"
+    r"|'([^'\s]+)' is not in this registry"
+)
 _NO_WHEEL = re.compile(r"No matching distribution found|from versions: none")
 
 
@@ -75,7 +79,7 @@ def explain(kind: str, built: Built, limits: Limits, index: Index, image: str) -
         quoted += f"; {_essence(notes[0], index.secrets)}"
     if kind == "pip" and _NO_WHEEL.search(text):
         quoted += " (only wheels are taken, since source packages run code to install)"
-    return _unresolved(kind, quoted)
+    return _unresolved(kind, quoted, text=text, words=quoted)
 
 
 def _limit_passed(verdict: Verdict, text: str, limits: Limits) -> str | None:
@@ -117,5 +121,11 @@ def cleaned(text: str, secrets: Sequence[str]) -> str:
     return text
 
 
-def _unresolved(kind: str, why: str, **metadata: str) -> Fault:
-    return precondition("DEPENDENCY_UNRESOLVED", f"{kind} packages can't be resolved: {why}", kind=kind, **metadata)
+def _unresolved(kind: str, why: str, *, text: str = "", words: str = "") -> Fault:
+    """With the requirement that the tool names first, and its words, for programs."""
+    metadata = {"kind": kind}
+    if found := _NAMED.search(text):
+        metadata["requirement"] = shown((found[1] or found[2]).rstrip("."))
+    if words:
+        metadata["words"] = words
+    return precondition("DEPENDENCY_UNRESOLVED", f"{kind} packages can't be resolved: {why}", **metadata)

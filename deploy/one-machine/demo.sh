@@ -29,8 +29,8 @@ fi
 
 mkdir -p "$data"
 flock --nonblock "$data/lock" true || { echo "demo: another one runs in $data" >&2; exit 1; }
-# Each time from the beginning, but for the images.
-find "$data" -mindepth 1 -maxdepth 1 ! -name images -exec rm -rf {} +
+# Each time from the beginning, but for the images and the name by which an engine knows what is ours.
+find "$data" -mindepth 1 -maxdepth 1 ! -name images ! -name instance -exec rm -rf {} +
 skillcell serve --driver "$driver" --data "$data" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 \
     >"$data/serve.out" 2>"$data/serve.log" &
 gateway=$!

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,17 @@ def test_an_event_over_the_limit_becomes_a_warning_and_the_next_one_arrives() ->
     payloads += lines.feed(b'\n{"type":"log"}\n')
     assert "over the limit" in json.loads(payloads[0])["message"]
     assert payloads[1] == b'{"type":"log"}'
+
+
+def test_a_long_line_is_passed_on_unparsed() -> None:
+    """Parsed it may be 20 times its size, in a sandbox whose memory the Skill has filled."""
+    line = b"[" + b"[]," * 1_000_000 + b"[]]"
+    tracemalloc.start()
+    try:
+        assert EventLines().feed(line + b"\n") == [line]
+        assert tracemalloc.get_traced_memory()[1] < 6 * len(line)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_background_process_ends_with_the_main_one(agent: Agent, tmp_path: Path) -> None:

@@ -146,3 +146,15 @@ async def test_many_lines_in_few_chunks_are_not_taken_for_one_long_value() -> No
     await checked.finish(None)
     assert checked.violation == ""
     assert len(kept.outputs) == 101
+
+
+async def test_thousands_of_outputs_in_one_read_let_others_go_on() -> None:
+    kept, checked = outputs(StdoutMode.NDJSON)
+    task = asyncio.create_task(checked.emit(Stdout(b"1\n" * 10_000)))
+    await asyncio.sleep(0)
+    seen = [len(kept.outputs)]
+    while not task.done():
+        await asyncio.sleep(0)
+        seen.append(len(kept.outputs))
+    assert seen[-1] == 10_000
+    assert max(after - before for before, after in itertools.pairwise([0, *seen])) <= 64

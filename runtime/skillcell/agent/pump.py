@@ -17,6 +17,8 @@ from skillcell.agent.spawn import Process
 
 _STDIN_QUEUE_BYTES = 1024 * 1024
 _LINE_READ_BYTES = 64 * 1024
+_JUDGED_BYTES = 64 * 1024
+"""A longer line is the gateway's to judge: what it grows into when parsed could be more memory than the sandbox has."""
 
 
 class EventLines:
@@ -54,6 +56,8 @@ class EventLines:
             return [_complaint(f"an event of {overlong} bytes is over the limit of {frames.VALUE_BYTES}")]
         if not line:
             return []
+        if len(line) > _JUDGED_BYTES:
+            return [line]
         try:
             said = json.loads(line.decode(), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 128
 """How deep objects and arrays may nest."""
+MAX_VALUES = 250_000
+"""How many values, names not counted, one text may hold: 8 MB of `[],[],…` would hold up everybody for seconds."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -24,6 +26,8 @@ class NotJson(ValueError):
 def parse_json(data: bytes, *, half_pairs: bool = False) -> Any:
     """The value. With `half_pairs` its texts may hold what UTF-8 can't. Raises NotJson and nothing else."""
     try:
+        if too_many_values(data):
+            raise NotJson(f"it has more than {MAX_VALUES} values")
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
         if _too_deep(value):
             raise NotJson(f"nested deeper than {MAX_DEPTH}")
@@ -42,6 +46,24 @@ def parse_json(data: bytes, *, half_pairs: bool = False) -> Any:
     except ValueError as error:
         raise NotJson("a number has more than 4300 digits") from error
     return value
+
+
+def too_many_values(data: bytes) -> bool:
+    """Whether JSON text holds more values than MAX_VALUES, from its commas and brackets, before anything is built.
+
+    Every step is one pass whatever the bytes are: a pattern for texts takes minutes for one that has no end.
+    """
+    if _separators(data) <= MAX_VALUES:
+        return False
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")  # the quotes that stay begin or end a text
+    if bare.count(b'"') > 4 * MAX_VALUES + 4:  # each value has one text at most, and one as its name
+        return True
+    outside = bare.split(b'"')[::2]  # a long text may be full of commas
+    return sum(map(_separators, outside)) > MAX_VALUES
+
+
+def _separators(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def json_problem(data: bytes) -> str:

@@ -7,6 +7,7 @@ and decides the outcome.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection
 
 from skillcell.agent.frames import VALUE_BYTES
@@ -15,6 +16,7 @@ from skillcell.core.json_text import json_problem
 from skillcell.core.skills import Entrypoint, StdoutMode
 from skillcell.sandbox.job import EventSink
 
+_YIELD_AFTER_OUTPUTS = 32
 _PROBLEMS = 5
 _PROBLEM_CHARACTERS = 500
 """What is told of a breach: checkers quote the value, which may be megabytes."""
@@ -58,7 +60,9 @@ class CheckedOutputs:
         if self._mode is StdoutMode.NDJSON and b"\n" in data:
             *lines, rest = bytes(self._pending).split(b"\n")
             self._pending = bytearray(rest)
-        for line in lines:
+        for number, line in enumerate(lines, 1):
+            if number % _YIELD_AFTER_OUTPUTS == 0:
+                await asyncio.sleep(0)  # one read may bring thousands of small outputs
             if len(line) > VALUE_BYTES:
                 self._too_long()
             elif line.strip():

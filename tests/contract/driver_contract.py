@@ -148,6 +148,32 @@ with socket.create_connection(server.getsockname()) as client:
             assert answers.pop("clone3") == -ENOSYS
             assert answers == dict.fromkeys(answers, -EPERM)
 
+    async def test_resource_limits_can_be_set_for_oneself_alone(
+        self, make: Make, declared: frozenset[Guarantee]
+    ) -> None:
+        """The agent has the Skill's uid, so the kernel alone would let it be starved of files, memory or CPU time."""
+        code = """
+import resource, subprocess
+def lower(pid):
+    return refused(resource.prlimit, pid, resource.RLIMIT_CPU, (1, 1))
+other = os.fork()
+if other == 0:
+    signal.pause()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+shell = subprocess.run(["/bin/sh", "-c", "ulimit -n 50 && ulimit -n"], capture_output=True)
+result = {
+    "other": lower(other), "first": lower(1), "parent": lower(os.getppid() or 1),
+    "own": resource.getrlimit(resource.RLIMIT_NOFILE)[0] - soft, "shell": shell.stdout.decode().strip(),
+}
+os.kill(other, signal.SIGKILL)
+os.waitpid(other, 0)
+"""
+        answers = await inside(await make(), code)
+        assert (answers["own"], answers["shell"]) == (-1, "50")
+        if Guarantee.SECCOMP in declared:
+            assert {answers[whose] for whose in ("other", "first", "parent")} == {EPERM}
+
     async def test_harmless_system_calls_work(self, make: Make) -> None:
         code = """
 import subprocess, threading, tempfile

@@ -74,6 +74,13 @@ def test_calls_by_argument_are_bounded() -> None:
     assert all(rule["action"] == "SCMP_ACT_ALLOW" for rule in rules)
 
 
+def test_only_ones_own_resource_limits_can_be_asked_and_set() -> None:
+    """The agent has the Skill's uid: without open files or CPU time it would die, and the call not be billed."""
+    assert "prlimit64" not in seccomp.allowed_calls("amd64")
+    (rule,) = [rule for rule in seccomp.oci_profile("amd64")["syscalls"] if "prlimit64" in rule["names"]]
+    assert rule["args"] == [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]
+
+
 def test_an_architecture_without_a_profile_is_refused() -> None:
     with pytest.raises(Fault, match="riscv64"):
         seccomp.oci_profile("riscv64")

@@ -5,8 +5,10 @@ holes: namespaces, mounts, ptrace and its kin, keyring, bpf, perf, userfaultfd, 
 clocks, file handles, AF_VSOCK and every other address family but UNIX, INET, INET6 and route NETLINK (glibc's
 getaddrinfo asks it for interfaces).
 
-A reader could get three things wrong. clone3 must fail with ENOSYS, not EPERM, for glibc to fall back to clone,
-whose flags a filter can see. Only the native architecture is listed, so 32-bit and x32 calls kill their caller:
+A reader could get four things wrong. prlimit64 is for the caller's own limits alone (pid 0, as getrlimit and setrlimit
+of every libc ask): the agent has the Skill's uid, and one without open files or CPU time left dies, which would look
+like a fault of the platform and not be billed. clone3 must fail with ENOSYS, not EPERM, for glibc to fall back to
+clone, whose flags a filter can see. Only the native architecture is listed, so 32-bit and x32 calls kill their caller:
 their arguments lie elsewhere, and a filter by argument would look at the wrong ones. And names that an older
 libseccomp doesn't know are left out by the runtime, which only makes the filter stricter.
 """
@@ -47,7 +49,7 @@ linkat listen listxattr llistxattr lremovexattr lseek lsetxattr lstat madvise ma
 memfd_create mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify
 mq_open mq_timedreceive mq_timedsend mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall
 munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
-pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
+pkey_mprotect poll ppoll prctl pread64 preadv preadv2 pselect6 pwrite64 pwritev pwritev2 read readahead
 readlink readlinkat readv recvfrom recvmmsg recvmsg removexattr rename renameat renameat2 restart_syscall rmdir
 rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
 rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam
@@ -97,6 +99,7 @@ def _rules(architecture: str) -> list[dict[str, Any]]:
         {"names": list(allowed_calls(architecture)), "action": "SCMP_ACT_ALLOW"},
         {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
         _allow("clone", _argument(0, _CLONE_NAMESPACES, "SCMP_CMP_MASKED_EQ", 0)),
+        _allow("prlimit64", _argument(0, 0)),
         _allow("socketpair", _argument(0, 1)),
         _allow("socket", _argument(0, _AF_NETLINK), _argument(2, _NETLINK_ROUTE)),
     ]

@@ -128,3 +128,9 @@ def test_looking_takes_a_time_that_grows_with_the_file_alone(tmp_path: Path, tex
     begin = time.perf_counter()
     told(tmp_path, {})
     assert time.perf_counter() - begin < 2
+
+
+def test_the_note_on_the_image_names_the_file_that_asked_for_it(tmp_path: Path) -> None:
+    found = published(tmp_path, {"cli.js": "console.log(1)\n", "a.sh": "jq . x\n"})
+    told = [finding.message for finding in found.findings if finding.code == "image-inferred"]
+    assert told == ["runs on node-20: cli.js is JavaScript"]

@@ -39,8 +39,8 @@ def choose_image(scripts: Iterable[Script], bins: Iterable[str] = ()) -> tuple[s
     image, reason = "python-3.11", ""
     for name in bins:
         if name in _NODE_PROGRAMS:
-            return "node-20", f"the manifest's runtime.bins names {name}"
-        image, reason = "shell", f"the manifest's runtime.bins names {name}"
+            return "node-20", f"the manifest names {name}"
+        image, reason = "shell", f"the manifest names {name}"
     for script in scripts:
         if script.interpreter is Interpreter.NODE:
             return "node-20", f"{script.path} is JavaScript"

@@ -142,8 +142,9 @@ def _image(
 ) -> str:
     if manifest.image:
         return manifest.image
-    programs = {entrypoint.command[0] for entrypoint in offered if entrypoint.command}
-    programs |= {"node" for entrypoint in offered if entrypoint.handler.partition(":")[0].endswith(("js",))}
+    said = () if manifest.entrypoints is None else offered
+    programs = {entrypoint.command[0] for entrypoint in said if entrypoint.command}
+    programs |= {"node" for entrypoint in said if entrypoint.handler.partition(":")[0].endswith(("js",))}
     image, reason = choose_image(found, (*manifest.bins, *sorted(programs & {"node", "npx", "npm", "bash"})))
     if packages.npm and image != "node-20":
         image, reason = "node-20", "it has npm dependencies"

@@ -149,8 +149,8 @@ class Gateway:
         """Every cgroup directory that is this gateway's, without the roots that hold none."""
         roots = (f"skillcell-{self.instance}", f"skillcell-docker-{self.instance}")
         tree = Path("/sys/fs/cgroup")
-        found = [path for root in roots for place in (tree, *tree.iterdir()) for path in (place / root).rglob("*")]
-        return [path for path in found if path.is_dir()]
+        places = [place / root for root in roots for place in (tree, *tree.iterdir())]
+        return [Path(at) / name for place in places for at, names, _ in os.walk(place) for name in names]
 
     def processes(self) -> dict[int, str]:
         """Processes in a cgroup or from a directory of this gateway, by id."""

@@ -38,10 +38,9 @@ async def test_a_killed_gateway_leaves_one_unbilled_record_and_no_sandbox(
         gateway.kill()
         with pytest.raises(SkillcellError):
             await anext(stream)
-    if driver == "oci":
-        async with asyncio.timeout(5):  # no gateway is there to end it: it ends with its channel
-            while any(gateway.processes().values()):
-                await asyncio.sleep(0.02)
+    async with asyncio.timeout(5):  # no gateway is there to end it: it ends with its channel
+        while gateway.processes():
+            await asyncio.sleep(0.02)
     gateway.start()
     async with gateway.client() as client:
         execution = await settled(client, seen[0].execution_id)

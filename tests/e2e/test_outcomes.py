@@ -195,7 +195,7 @@ async def test_a_client_that_cancels_its_call_ends_it(client: SkillcellClient) -
 
 async def test_a_deadline_that_passes_ends_the_call(client: SkillcellClient) -> None:
     admitted: list[str] = []
-    stream = client.execute("dev/lab", deadline_seconds=1.0, on_admitted=admitted.append, **spec(SLEEPER))
+    stream = client.execute("dev/lab", deadline_seconds=2.0, on_admitted=admitted.append, **spec(SLEEPER))
     with pytest.raises((DeadlineExceeded, Canceled)):
         await until(stream, events.Completed)
     completed = [event async for event in client.watch(admitted[0])][-1].kind

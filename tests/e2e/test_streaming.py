@@ -6,7 +6,10 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
+import textwrap
 import time
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,8 @@ from skillcell.client import CallResult, SkillcellClient
 from skillcell.core import events
 from skillcell.core.events import Log, Output, Progress, Stderr, Stdout
 from skillcell.core.types import MEBIBYTE, SECOND_NS, InputFile, Limits, Outcome, WorkingDir
+from skillcell.v1 import execution_pb2 as pb
+from skillcell.v1 import execution_pb2_grpc
 
 
 async def test_output_arrives_while_the_skill_runs(client: SkillcellClient) -> None:
@@ -32,7 +37,45 @@ async def test_output_arrives_while_the_skill_runs(client: SkillcellClient) -> N
     assert arrived[b"second\n"] - arrived[b"first\n"] > 0.5
 
 
-async def test_stdin_of_a_live_call_gates_its_output(client: SkillcellClient) -> None:
+async def test_a_live_call_answers_its_stdin_and_its_signals(gateway: Gateway) -> None:
+    code = """
+    import os, signal
+    def bye(number, frame):
+        os.write(1, b'bye\\n')
+        os._exit(4)
+    signal.signal(signal.SIGUSR1, bye)
+    print('ready', flush=True)
+    print(sys.stdin.readline().upper(), end='', flush=True)
+    signal.pause()
+    """
+    to_send: asyncio.Queue[pb.ExecuteInteractiveRequest | None] = asyncio.Queue()
+
+    async def requests() -> AsyncIterator[pb.ExecuteInteractiveRequest]:
+        while (request := await to_send.get()) is not None:
+            yield request
+
+    start = pb.ExecuteInteractiveRequest()
+    start.start.spec.skill, start.start.spec.entrypoint = "dev/lab", "run"
+    start.start.spec.args.append(textwrap.dedent(code))
+    to_send.put_nowait(start)
+    said = b""
+    async with gateway.channel() as channel:
+        call = execution_pb2_grpc.ExecutionServiceStub(channel).ExecuteInteractive(
+            requests(), metadata=gateway.credentials
+        )
+        async for answer in call:
+            event = answer.event
+            said += event.stdout.data
+            if event.stdout.data == b"ready\n":
+                to_send.put_nowait(pb.ExecuteInteractiveRequest(stdin=pb.StdinChunk(data=b"hello\n")))
+            elif event.stdout.data == b"HELLO\n":
+                to_send.put_nowait(pb.ExecuteInteractiveRequest(signal=signal.SIGUSR1))
+        to_send.put_nowait(None)
+    assert said == b"ready\nHELLO\nbye\n"
+    assert event.completed.exit_code == 4
+
+
+async def test_a_large_stdin_arrives_whole(client: SkillcellClient) -> None:
     code = "print(sys.stdin.read().upper())"
     result = await run(client, code, stdin=b"x" * 300_000)
     assert result.stdout == b"X" * 300_000 + b"\n"

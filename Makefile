@@ -30,4 +30,4 @@ protos: ## Generate runtime/skillcell/v1 from protos/
 	PYTHON=$(BIN)/python protos/generate.sh
 
 bench: setup-test ## Benchmarks; each prints ratios taken side by side in one run
-	$(BIN)/python -m pytest tests/benchmarks -q -p no:timeout
+	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; SKILLCELL_IMAGES=$(IMAGES) $(BIN)/python $$bench; done

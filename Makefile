@@ -24,10 +24,10 @@ check: ## What needs no sandbox: format, lint, types, layers, protos
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	PYTHON=$(BIN)/python protos/generate.sh --check
+	PYTHON=$(abspath $(BIN))/python protos/generate.sh --check
 
 protos: ## Generate runtime/skillcell/v1 from protos/
-	PYTHON=$(BIN)/python protos/generate.sh
+	PYTHON=$(abspath $(BIN))/python protos/generate.sh
 
 bench: setup-test ## Benchmarks; each prints ratios taken side by side in one run
 	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; SKILLCELL_IMAGES=$(IMAGES) $(BIN)/python $$bench; done

@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -20,11 +20,18 @@ from contract.sandbox_probe import inside, probe_command, read_exactly
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.core.ids import sandbox_id
 from skillcell.core.types import MEBIBYTE, SECOND_NS, Isolation, Limits, Measurement
-from skillcell.sandbox.cgroups import CgroupTree
+from skillcell.sandbox.cgroups import Cgroup, CgroupTree
 from skillcell.sandbox.driver import Driver, Guarantee, PackageMount, Sandbox, SandboxSpec
 from skillcell.sandbox.images import Image
 
 Make = Callable[..., Awaitable[Sandbox]]
+
+
+class Cgroups(Protocol):
+    """Where the cgroup of a sandbox is found by its id."""
+
+    def open(self, sandbox_id: str) -> Cgroup | None: ...
+
 
 LIMITS = Limits(memory_bytes=192 * MEBIBYTE, disk_bytes=48 * MEBIBYTE, disk_files=600, pids=48, open_files=200)
 
@@ -67,7 +74,7 @@ class DriverContract:
         return python_image
 
     @pytest.fixture
-    def cgroups(self) -> CgroupTree:
+    def cgroups(self) -> Cgroups:
         """The tree below which this driver's sandboxes have their cgroups."""
         return CgroupTree.detect("skillcell-test")
 
@@ -187,7 +194,7 @@ result = [box, subprocess.run([sys.executable, "-c", "print(2)"], capture_output
         assert await inside(await make(), code) == [[1], "2", True, 80]
 
     async def test_its_user_is_nobody_on_the_host_and_its_own(
-        self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree
+        self, make: Make, declared: frozenset[Guarantee], cgroups: Cgroups
     ) -> None:
         first, second = await make(), await make()
         seen = []
@@ -203,7 +210,7 @@ result = [box, subprocess.run([sys.executable, "-c", "print(2)"], capture_output
             assert rows[2::3] == ["1", "1"]
 
     async def test_its_namespaces_are_its_own(
-        self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree
+        self, make: Make, declared: frozenset[Guarantee], cgroups: Cgroups
     ) -> None:
         sandbox = await make()
         await inside(sandbox, "result = 0")
@@ -420,7 +427,7 @@ for descriptor in held:
             assert await inside(sandbox, code) in {13, 30}, path
         assert (tmp_path / "skill" / "file").read_text() == "skill"
 
-    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: CgroupTree) -> None:
+    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: Cgroups) -> None:
         sandbox = await make()
         code = """
 if os.fork() == 0:
@@ -448,7 +455,7 @@ result = 0
         assert counters.pids_peak >= 10
         await sandbox.kill()
 
-    async def test_destroying_leaves_nothing(self, make: Make, driver: Driver, cgroups: CgroupTree) -> None:
+    async def test_destroying_leaves_nothing(self, make: Make, driver: Driver, cgroups: Cgroups) -> None:
         sandbox = await make()
         await inside(sandbox, "open('/tmp/x', 'w').write('x'); result = 0")
         pids = _pids(cgroups, sandbox)
@@ -499,7 +506,7 @@ result = 0
         assert all(check.ok or check.fix for check in checks)
 
 
-def _pids(cgroups: CgroupTree, sandbox: Sandbox) -> frozenset[int]:
+def _pids(cgroups: Cgroups, sandbox: Sandbox) -> frozenset[int]:
     cgroup = cgroups.open(sandbox.sandbox_id)
     return cgroup.pids() if cgroup is not None else frozenset()
 

@@ -8,10 +8,9 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
-from contract.driver_contract import LIMITS, DriverContract, Make
+from contract.driver_contract import LIMITS, Cgroups, DriverContract, Make
 from contract.sandbox_probe import inside
 from skillcell.core.types import Isolation
-from skillcell.sandbox.cgroups import CgroupTree
 from skillcell.sandbox.driver import Guarantee
 
 STORM = """
@@ -48,7 +47,7 @@ class GvisorContract(DriverContract):
         assert counters.oom_kills >= 1
         assert LIMITS.memory_bytes * 0.9 <= counters.memory_peak_bytes <= LIMITS.memory_bytes
 
-    async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree) -> None:
+    async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee], cgroups: Cgroups) -> None:
         """Its own clocks are not the host's: the host's account of each thread is what the counters must equal."""
         sandbox = await make()
         await inside(sandbox, "result = 0")
@@ -68,7 +67,7 @@ result = 0
         used = sum(time - before.get(thread, 0) for thread, time in after.items())
         assert abs(counted - used) <= used * 0.01 + 4_000_000  # the two are not read at one instant
 
-    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: CgroupTree) -> None:
+    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: Cgroups) -> None:
         """The storm may take the sandbox's own kernel with it; nothing is left either way."""
         sandbox = await make()
         storm = STORM.encode()

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 from docker.errors import DockerException
 
-from contract.driver_contract import LIMITS, DriverContract, Make
+from contract.driver_contract import LIMITS, Cgroups, DriverContract, Make
 from contract.sandbox_probe import inside
 from sandbox_fixtures import image_store
 from skillcell.core.types import MEBIBYTE, Counters, Isolation, Measurement
-from skillcell.sandbox.cgroups import CgroupTree
 from skillcell.sandbox.driver import Driver, Guarantee, Sandbox
 from skillcell.sandbox.drivers.docker import DockerDriver
+from skillcell.sandbox.drivers.docker_control import SandboxCgroups
 from skillcell.sandbox.drivers.docker_engine import DockerSettings
 from skillcell.sandbox.images import Image
 from skillcell.sandbox.images_docker import DockerImages
 
 
-def _runtimes() -> frozenset[str]:
+def _info() -> dict[str, Any]:
     try:
         client = docker.DockerClient()
     except DockerException:
-        return frozenset()
+        return {}
     try:
-        return frozenset(client.info().get("Runtimes", ()))
+        return dict(client.info())
     except DockerException:
-        return frozenset()
+        return {}
     finally:
         client.close()
 
 
-RUNTIMES = _runtimes()
+INFO = _info()
+RUNTIMES = frozenset(INFO.get("Runtimes", ()))
+CGROUP_DRIVER = INFO.get("CgroupDriver", "")
 needs_docker = pytest.mark.skipif(not RUNTIMES, reason="no Docker Engine answers: apt-get install docker.io")
 
 
@@ -80,13 +84,25 @@ class _Docker(DriverContract):
             client.close()
 
     @pytest.fixture
-    def cgroups(self) -> CgroupTree:
-        return CgroupTree.detect(f"skillcell-docker-{self.settings.instance}")
+    def cgroups(self) -> Cgroups:
+        return SandboxCgroups(self.settings.instance, CGROUP_DRIVER)
 
 
 @needs_docker
 class TestDocker(_Docker):
-    pass
+    @pytest.mark.skipif(CGROUP_DRIVER != "systemd", reason="the Docker Engine does not use systemd's cgroups")
+    async def test_systemd_keeps_no_unit_of_a_sandbox_and_takes_no_limit_from_the_next(
+        self, make: Make, driver: Driver
+    ) -> None:
+        for _ in range(3):
+            sandbox = await make()
+            assert await inside(sandbox, "result = 1") == 1
+            assert f"-{sandbox.sandbox_id}.slice" in _slices()
+            assert (await sandbox.counters()).measurement is Measurement.EXACT
+            await driver.destroy(sandbox.sandbox_id)
+            async with asyncio.timeout(10):
+                while sandbox.sandbox_id in _slices():  # it is told to end it, and does so when it comes to it
+                    await asyncio.sleep(0.02)
 
 
 @needs_docker
@@ -100,7 +116,7 @@ class TestDockerBySampling(_Docker):
         assert any("sampled" in check.detail for check in await driver.check())
 
     async def test_its_namespaces_are_its_own(
-        self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree
+        self, make: Make, declared: frozenset[Guarantee], cgroups: Cgroups
     ) -> None:
         sandbox = await make()
         client = docker.APIClient()
@@ -148,7 +164,7 @@ result = alive
         assert LIMITS.pids - 5 <= await inside(sandbox, code) < LIMITS.pids
         await _until(sandbox, lambda counters: counters.pids_peak >= LIMITS.pids - 5)
 
-    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: CgroupTree) -> None:
+    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: Cgroups) -> None:
         sandbox = await make()
         await inside(sandbox, STORM)
         async with asyncio.timeout(20):
@@ -168,6 +184,11 @@ result = 0
         counters = await _until(sandbox, lambda counters: counters.cpu_total_ns >= 400_000_000)
         assert counters.measurement is Measurement.SAMPLED
         assert counters.cpu_total_ns < 600_000_000
+
+
+def _slices() -> str:
+    listed = ("systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "--full", "--type=slice")
+    return subprocess.run(listed, capture_output=True, text=True, check=True).stdout
 
 
 async def _until(sandbox: Sandbox, seen: Callable[[Counters], bool]) -> Counters:
@@ -194,7 +215,7 @@ class TestDockerRunsc(_Docker):
         assert counters.oom_kills >= 1
         assert LIMITS.memory_bytes * 0.9 <= counters.memory_peak_bytes <= LIMITS.memory_bytes
 
-    async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee], cgroups: CgroupTree) -> None:
+    async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee], cgroups: Cgroups) -> None:
         """Its own clocks are not the host's: the host's account of each thread is what the counters must equal."""
         sandbox = await make()
         await inside(sandbox, "result = 0")
@@ -214,7 +235,7 @@ result = 0
         used = sum(time - before.get(thread, 0) for thread, time in after.items())
         assert abs(counted - used) <= used * 0.01 + 4_000_000  # the two are not read at one instant
 
-    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: CgroupTree) -> None:
+    async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: Cgroups) -> None:
         """The storm may take the sandbox's own kernel with it; nothing is left either way."""
         sandbox = await make()
         storm = STORM.encode()

@@ -36,20 +36,26 @@ class CgroupTree:
         engine_root: str,
         *,
         swap_file: bool,
+        enabled: tuple[Path, ...] = (),
     ) -> None:
         self.version = version
         self.bases = dict(bases)
         self.everywhere = everywhere
         self.engine_root = engine_root
         self._swap_file = swap_file
+        self._enabled = enabled
         unique: dict[Path, str] = {}
         for name, base in self.bases.items():
             unique.setdefault(base, name)
         self.joined = tuple(unique.values())
 
     @classmethod
-    def detect(cls, root: str = "skillcell") -> CgroupTree:
-        """This machine's tree, its top directories made. FAILED_PRECONDITION, with the fix, where it can't be used."""
+    def detect(cls, root: str = "skillcell", *, delegated: bool = True) -> CgroupTree:
+        """This machine's tree, its top directories made. FAILED_PRECONDITION, with the fix, where it can't be used.
+
+        On v2 it lies in the part that systemd delegated to us, if any; not `delegated`: at the top, for an engine whose
+        paths start there.
+        """
         if not all(_ID.fullmatch(part) for part in root.split("/")):
             raise precondition("CGROUP_ROOT", f"cgroup root {root!r} must be names of letters, digits, '_', '.', '-'")
         if os.geteuid() != 0:
@@ -62,7 +68,7 @@ class CgroupTree:
         if all(name in legacy for name in _NEEDED_V1):
             return _v1_tree(root, mounts, legacy, unified)
         if unified is not None:
-            return _v2_tree(root, unified)
+            return _v2_tree(root, unified, _delegated_top(unified) if delegated else unified.path)
         raise precondition(
             "CGROUPS_MISSING",
             "no usable cgroup hierarchy: memory, cpu, cpuacct and pids (v1) or cgroup2 must be mounted. "
@@ -76,7 +82,7 @@ class CgroupTree:
         own into children and is refused what the parent lacks.
         """
         _check_id(sandbox_id)
-        settings = files.v1_settings(limits) if self.version == 1 else files.v2_settings(limits)
+        settings = self._settings(limits)
         cgroup = Cgroup(self, sandbox_id)
         made: list[Path] = []
         try:
@@ -98,6 +104,13 @@ class CgroupTree:
             cgroup.remove()
             raise
         return cgroup
+
+    def limit(self, sandbox_id: str, limits: Limits) -> None:
+        """Set every limit again, and read it back: where systemd has reset them."""
+        self._apply(sandbox_id, self._settings(limits))
+
+    def _settings(self, limits: Limits) -> tuple[files.Setting, ...]:
+        return files.v1_settings(limits) if self.version == 1 else files.v2_settings(limits)
 
     def _apply(self, sandbox_id: str, settings: tuple[files.Setting, ...]) -> None:
         for setting in settings:
@@ -125,6 +138,12 @@ class CgroupTree:
                     write(directory / "devices.allow", device)
             except OSError as error:
                 raise precondition("LIMIT_NOT_ENFORCED", f"devices list was refused: {error.strerror}") from error
+
+    def enable(self) -> None:
+        """Make the top directories again, with their controllers: where systemd believes that they are its own (v2)."""
+        for directory in self._enabled:
+            _make_base(directory)
+            _enable(directory)
 
     def open(self, sandbox_id: str) -> Cgroup | None:
         """The cgroup of a sandbox that exists in any hierarchy, else None."""
@@ -166,8 +185,7 @@ def _v1_tree(
     return CgroupTree(1, bases, everywhere, _engine_root(legacy["memory"], root), swap_file=swap_file)
 
 
-def _v2_tree(root: str, mount: files.Mount) -> CgroupTree:
-    top = _delegated_top(mount)
+def _v2_tree(root: str, mount: files.Mount, top: Path) -> CgroupTree:
     base = top / root
     missing = set(_NEEDED_V2) - set(read(top / "cgroup.controllers").split())
     if missing:
@@ -176,18 +194,16 @@ def _v2_tree(root: str, mount: files.Mount) -> CgroupTree:
             f"controllers {', '.join(sorted(missing))} are not available in {top}. "
             "Fix: Delegate=yes in the gateway's systemd unit, or run it in the host's root cgroup",
         )
-    _enable(top)
-    at = top
-    for part in root.split("/"):
-        at = at / part
-        _make_base(at)
-        _enable(at)
+    enabled = (top, *(top.joinpath(*root.split("/")[: depth + 1]) for depth in range(root.count("/") + 1)))
+    for directory in enabled:
+        _make_base(directory)
+        _enable(directory)
     _weigh(base / "cpu.weight", files.cpu_weight(_machine_milli_cpus()))
     swap_file = _has_swap_file(base)
     _require_no_swap(swap_file, "swapaccount=1")
     bases = dict.fromkeys((*_NEEDED_V2, "unified"), base)
     below = str(base.relative_to(mount.path))
-    return CgroupTree(2, bases, (base,), _engine_root(mount, below), swap_file=swap_file)
+    return CgroupTree(2, bases, (base,), _engine_root(mount, below), swap_file=swap_file, enabled=enabled)
 
 
 def _machine_milli_cpus() -> int:

@@ -45,7 +45,6 @@ from skillcell.sandbox.drivers.docker_control import (
     LocalControl,
     SandboxCgroups,
     cgroups_of,
-    proven,
 )
 from skillcell.sandbox.drivers.docker_engine import DockerSettings, Engine, EngineFacts, settled
 from skillcell.sandbox.drivers.docker_packages import PackageVolumes
@@ -228,7 +227,7 @@ class DockerDriver:
         client.start(attempt.container_id)
         if attempt.cgroup is None:
             attempt.stats = open_stats(client, attempt.container_id)
-        elif not proven(attempt.cgroup):
+        elif cgroups is None or not cgroups.started(attempt.cgroup, spec.limits):
             raise _NotHere
 
     def _undo(self, attempt: _Attempt) -> None:

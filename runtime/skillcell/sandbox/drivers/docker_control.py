@@ -20,9 +20,11 @@ from skillcell.sandbox.cgroups import Cgroup, CgroupTree
 from skillcell.sandbox.driver import DiskUsage
 from skillcell.sandbox.drivers.docker_config import split
 from skillcell.sandbox.drivers.docker_engine import DockerSettings, Engine, EngineFacts
+from skillcell.sandbox.drivers.docker_slices import SliceCgroup, stop_slice
 from skillcell.sandbox.drivers.docker_stats import StatsFeed, larger
 
 _KILL_SECONDS = 30
+_SLICE_TRIES = 5
 
 
 class Control(Protocol):
@@ -40,25 +42,52 @@ class Control(Protocol):
 class SandboxCgroups:
     """One parent cgroup per sandbox, under the names that the engine's cgroup driver understands.
 
-    With the `systemd` driver a parent is a slice, `<root>-<id>.slice` inside `<root>.slice`, where systemd itself looks
-    for it (systemd.slice(5)); limits that it resets there are held by the container's own scope below.
+    With the `systemd` driver a parent is a slice, `<root>-<id>.slice` inside `<root>.slice` at the top, where systemd
+    itself looks for it (systemd.slice(5)); limits that it resets there are held by the container's own scope below.
     """
 
     def __init__(self, instance: str, cgroup_driver: str) -> None:
         self._systemd = cgroup_driver == "systemd"
         self._root = f"skillcell_docker_{instance}" if self._systemd else f"skillcell-docker-{instance}"
-        self._tree = CgroupTree.detect(f"{self._root}.slice" if self._systemd else self._root)
+        root = f"{self._root}.slice" if self._systemd else self._root
+        self._tree = CgroupTree.detect(root, delegated=not self._systemd)
 
     def create(self, sandbox_id: str, limits: Limits) -> tuple[Cgroup, str]:
         """The cgroup and what Docker's `CgroupParent` must be for it."""
-        if self._systemd and "-" in sandbox_id:
+        if not self._systemd:
+            cgroup = self._tree.create(sandbox_id, limits, devices=False)
+            return cgroup, cgroup.engine_path
+        if "-" in sandbox_id:
             raise invalid("sandbox_id", f"{sandbox_id!r} has a '-', which systemd reads as a nested slice")
-        cgroup = self._tree.create(self._directory(sandbox_id), limits, devices=False)
-        return cgroup, self._directory(sandbox_id) if self._systemd else cgroup.engine_path
+        name = self._directory(sandbox_id)
+        for left in reversed(range(_SLICE_TRIES)):
+            self._tree.enable()  # systemd takes a controller away when the last unit that it knows to need it has ended
+            try:
+                self._tree.create(name, limits, devices=False)
+                break
+            except Fault as fault:  # it may do so between two writes of ours
+                if fault.reason != "LIMIT_NOT_ENFORCED" or not left:
+                    raise
+        return SliceCgroup(self._tree, name), name
+
+    def started(self, cgroup: Cgroup, limits: Limits) -> bool:
+        """Whether the container that was started runs in it.
+
+        Sets the limits again that systemd has just reset, lest a page of the kernel's own, charged to the slice, take
+        the peak past the limit. Where that fails, the container's scope below holds them nevertheless.
+        """
+        if not proven(cgroup):
+            return False
+        if self._systemd:
+            with suppress(Fault):
+                self._tree.limit(cgroup.sandbox_id, limits)
+        return True
 
     def open(self, sandbox_id: str) -> Cgroup | None:
         """The cgroup of a sandbox if it exists."""
-        return self._tree.open(self._directory(sandbox_id))
+        name = self._directory(sandbox_id)
+        found = self._tree.open(name)
+        return SliceCgroup(self._tree, name) if self._systemd and found is not None else found
 
     def list(self) -> list[str]:
         """Ids of all sandboxes that have one."""
@@ -70,6 +99,8 @@ class SandboxCgroups:
 
     def retire(self) -> None:
         """Take the instance's own directories away, where no sandbox is left in them."""
+        if self._systemd and not self._tree.list():
+            stop_slice(f"{self._root}.slice")
         self._tree.retire()
 
     def _directory(self, sandbox_id: str) -> str:

@@ -16,6 +16,7 @@ from e2e.gateway import Gateway
 from e2e.lab import publish
 from sandbox_fixtures import image
 from skillcell.client import CallResult, SkillcellClient
+from skillcell.client.errors import InvalidArgument
 from skillcell.core.skills import Severity
 from skillcell.core.types import Outcome, WorkingDir
 
@@ -348,7 +349,7 @@ async def test_a_public_skill_runs_as_its_user_would_run_it(oci: Gateway, tmp_pa
     reference = "shapes/" + name.replace("_", "-")[:60].rstrip("-")
     files = {"SKILL.md": f"---\nname: {reference[7:]}\ndescription: A shape.\n---\n", **shape.files}
     async with oci.client() as client:
-        await publish(client, tmp_path / "skill", files, reference)
+        await publish(client, tmp_path / reference[7:], files, reference)
         result = await call(client, shape, reference)
         _, version = await client.registry.get(reference)
     said = result.stdout.decode("utf-8", "surrogateescape"), result.exit_code
@@ -392,9 +393,9 @@ async def test_each_skill_of_one_repository_is_published_by_itself(oci: Gateway,
         "more/inner/scripts/deep.py": "print('inner')\n",
     }
     async with oci.client() as client:
-        await publish(client, tmp_path, inner, "shapes/outer")
+        await publish(client, tmp_path / "outer", inner, "shapes/outer")
         outer = [await client.call("shapes/outer", entrypoint=name) for name in ("go", "more/inner/scripts/deep.py")]
-        await client.publish(tmp_path / "more/inner", as_name="shapes/inner")
+        await client.publish(tmp_path / "outer/more/inner", as_name="shapes/inner")
         alone = await client.call("shapes/inner")
     assert [result.stdout for result in (*outer, alone)] == [b"outer\n", b"inner\n", b"inner\n"]
 
@@ -402,7 +403,7 @@ async def test_each_skill_of_one_repository_is_published_by_itself(oci: Gateway,
 async def test_a_skill_that_misses_a_library_is_told_so_when_it_is_published(oci: Gateway, tmp_path: Path) -> None:
     files = {"SKILL.md": "---\nname: misses\ndescription: d\n---\n", "go.py": "import pandas\nprint(pandas)\n"}
     async with oci.client() as client:
-        await publish(client, tmp_path, files, "shapes/misses")
+        await publish(client, tmp_path / "misses", files, "shapes/misses")
         _, version = await client.registry.get("shapes/misses")
         result = await client.call("shapes/misses")
     told = [finding.message for finding in version.findings if finding.code == "import-undeclared"]
@@ -412,3 +413,21 @@ async def test_a_skill_that_misses_a_library_is_told_so_when_it_is_published(oci
     ]
     assert result.exit_code == 1
     assert result.stderr.decode().splitlines()[-1] == "ModuleNotFoundError: No module named 'pandas'"
+
+
+async def test_a_folder_of_another_name_is_refused_and_imports_with_a_recorded_warning(
+    oci: Gateway, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elsewhere"
+    async with oci.client() as client:
+        with pytest.raises(
+            InvalidArgument, match=r"SKILL.md:2:1: name 'moved' must equal the folder's name 'elsewhere'"
+        ):
+            await publish(
+                client, folder, {"SKILL.md": "---\nname: moved\ndescription: d\n---\n", "go.py": ""}, "shapes/moved"
+            )
+        published = await client.publish(folder, as_name="shapes/moved", lenient=True)
+        assert (await client.call("shapes/moved")).outcome is Outcome.SUCCEEDED
+    assert [(finding.severity, finding.path, finding.line) for finding in published.version.findings][:1] == [
+        (Severity.WARNING, "SKILL.md", 2)
+    ]

@@ -310,11 +310,11 @@ async def test_a_folder_is_published_as_an_archive_with_its_hash(
     assert seen[-1] == (len(gateway.archive), len(gateway.archive))
     with tarfile.open(fileobj=io.BytesIO(gateway.archive)) as archive:
         assert {(entry.name, oct(entry.mode)) for entry in archive if entry.isreg()} == {
-            ("SKILL.md", "0o644"),
-            ("scripts/run.py", "0o755"),
+            ("tool/SKILL.md", "0o644"),
+            ("tool/scripts/run.py", "0o755"),
         }
-        assert archive.getmember("link").linkname == "SKILL.md"
-        assert ".git" not in archive.getnames()
+        assert archive.getmember("tool/link").linkname == "SKILL.md"
+        assert not [name for name in archive.getnames() if ".git" in name]
 
 
 async def test_an_archive_goes_as_it_is(gateway: ScriptedGateway, client: SkillcellClient, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ async def test_an_archive_goes_as_it_is(gateway: ScriptedGateway, client: Skillc
 
 
 def test_packing_is_the_same_whoever_packs_when(tmp_path: Path) -> None:
-    one, two = skill_folder(tmp_path / "one"), skill_folder(tmp_path / "two")
+    one, two = skill_folder(tmp_path / "one/tool"), skill_folder(tmp_path / "two/tool")
     os.utime(two / "SKILL.md", (1, 1))
     (two / "SKILL.md").chmod(0o600)
     with packed(one) as first, packed(two) as second:

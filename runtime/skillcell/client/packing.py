@@ -1,7 +1,8 @@
 """A Skill on disk as the bytes that are sent: a folder becomes a deterministic tar.gz, an archive goes as it is.
 
 Deterministic means: the same names, contents and executable bits give the same bytes, whoever packs them when. The
-gateway judges what is in it; here only what can't be packed at all is refused, by name.
+folder itself is the archive's only top entry, because its name says something: the Skill's must equal it. The gateway
+judges what is in it; here only what can't be packed at all is refused, by name.
 """
 
 from __future__ import annotations
@@ -64,8 +65,10 @@ def _pack(root: Path, target: BinaryIO) -> None:
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=target, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for path, name in _entries(root):
-            _add(archive, path, name)
+        top = root.resolve().name
+        for path, name in ((root, ""), *_entries(root)):
+            if full := "/".join(part for part in (top, name) if part):
+                _add(archive, path, full)
 
 
 def _entries(root: Path) -> Iterator[tuple[Path, str]]:

@@ -26,7 +26,7 @@ function fault(root, label) {
   while (waiting.length > 0) {
     const [value, place, above] = waiting.pop();
     if (value === null || typeof value === 'string' || typeof value === 'boolean') {
-      if (typeof value === 'string' && !value.isWellFormed()) return `${place} is text with a lone surrogate`;
+      if (typeof value === 'string' && /\p{Surrogate}/u.test(value)) return `${place} is text with a lone surrogate`;
     } else if (typeof value === 'number') {
       if (!Number.isFinite(value)) return `${place} is ${value}`;
     } else if (typeof value === 'object') {

@@ -129,15 +129,17 @@ async def check_engine(settings: Settings, images: Path) -> list[Check]:
             found.append(Check("driver", True, f"{engine.driver.name}, as {settings.driver.value} was asked for"))
             found.extend(await engine.diagnosed.check())
             for alias in ALIASES:
-                found.append(await _check_image(engine, alias))
+                found.append(await _check_image(engine, ImageStore(images), alias))
     except Fault as fault:
         found.append(Check("driver", False, fault.message, "see the message"))
     return found
 
 
-async def _check_image(engine: Engine, alias: str) -> Check:
+async def _check_image(engine: Engine, store: ImageStore, alias: str) -> Check:
     try:
         image = await engine.image(alias)
     except Fault as fault:
         return Check(f"image {alias}", False, fault.message, "skillcell images prepare")
+    if image.recipe != store.recipe(alias).fingerprint:
+        return Check(f"image {alias}", False, f"{image.digest} is older than its recipe", "skillcell images prepare")
     return Check(f"image {alias}", True, image.digest)

@@ -21,6 +21,7 @@ from skillcell.api.auth import Authenticator
 from skillcell.api.roles import role_for
 from skillcell.api.status import code_of, message_of, trailers_of
 from skillcell.core.errors import Fault, FaultKind, FieldViolation
+from skillcell.core.ids import new_id
 from skillcell.core.types import Principal
 
 log = structlog.get_logger("skillcell.api")
@@ -151,6 +152,8 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     if isinstance(error, NotImplementedError):
         error = Fault(FaultKind.UNIMPLEMENTED, "NOT_SERVED", f"{method} is not served by this gateway")
     if not isinstance(error, Fault):
-        log.error("rpc_failed", method=method, exc_info=error)
-        error = Fault(FaultKind.INTERNAL, "INTERNAL", "the gateway failed; the operator's log says how")
+        incident = new_id("inc")
+        log.error("rpc_failed", method=method, incident=incident, exc_info=error)
+        message = f"the gateway failed; the operator's log says how, under {incident}"
+        error = Fault(FaultKind.INTERNAL, "INTERNAL", message, metadata={"incident": incident})
     await context.abort(code_of(error), message_of(error), trailers_of(error))

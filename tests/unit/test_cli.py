@@ -29,6 +29,7 @@ from scripted_gateway import (
     scripted_gateway,
     started,
 )
+from skillcell.cli.present import json_line, printable
 from skillcell.core import events, types
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, QuotaViolation
 from skillcell.core.skills import Finding, Severity
@@ -372,6 +373,38 @@ async def test_text_of_a_stranger_can_not_steer_the_terminal(cli: Cli, gateway: 
     done = await cli("call", "acme/tool")
     assert b"\x1b" not in done.stderr
     assert b"\x07" not in done.stderr
+    for shown in (rb"a\x1b[2Jb", rb"x\x1b]0;title\x07", rb"m\x1b[31m\nline"):
+        assert shown in done.stderr
+
+
+async def test_the_skills_own_bytes_pass_as_they_are(cli: Cli, gateway: ScriptedGateway) -> None:
+    """As with every tool that runs another: colors and cursors are the Skill's to use on its own stdout and stderr."""
+    gateway.events = [
+        started(),
+        events.Stdout(b"\x1b[32mgreen\x1b[0m\n"),
+        events.Stderr(b"\x1b[31mred\x1b[0m\n"),
+        completed(types.Outcome.SUCCEEDED),
+    ]
+    done = await cli("call", "acme/tool")
+    assert done.stdout == b"\x1b[32mgreen\x1b[0m\n"
+    assert b"\x1b[31mred\x1b[0m\n" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["a\x1b[2Jb", "c1 \x9b2J", "\x7f", "right to left \u202egpj.exe", "\u2028", "\U000e0001"]
+)
+def test_what_could_steer_a_terminal_is_shown_as_an_escape(text: str) -> None:
+    assert printable(text).isprintable()
+    assert len(printable(text)) > len(text)
+    written = json_line({"text": text}, indent=2)
+    assert all(character.isprintable() or character == "\n" for character in written)
+    assert json.loads(written) == {"text": text}
+
+
+@pytest.mark.parametrize("text", ["plain", "Größe", "日本\u3000語", "1\xa0000", "🙂", ""])
+def test_letters_and_spaces_of_every_script_are_shown_as_they_are(text: str) -> None:
+    assert printable(text) == text
+    assert json.loads(json_line([text])) == [text]
 
 
 def skill_folder(root: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from skillcell.cli import exits
+from skillcell.cli.present import json_line, printable
 from skillcell.local import note_path
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run(
 
 def fail(message: str, code: int = exits.FAILED) -> NoReturn:
     """One line on stderr, and the end."""
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message)}", err=True)
     raise typer.Exit(code)
 
 
@@ -92,11 +93,11 @@ def _tell(error: SkillcellError, target: Connection, refused: int, as_json: bool
             f"no gateway answers at {target.address}: start one with `skillcell serve`, or name another with --server"
         )
     if as_json:
-        typer.echo(json.dumps({"error": _as_json(error, message)}, ensure_ascii=False))
-    typer.echo(f"error: {message}", err=True)
+        typer.echo(json_line({"error": _as_json(error, message)}))
+    typer.echo(f"error: {printable(message)}", err=True)
     if not unreachable:
         for line in _details(error):
-            typer.echo(f"  {line}", err=True)
+            typer.echo(f"  {printable(line)}", err=True)
     raise typer.Exit(refused)
 
 

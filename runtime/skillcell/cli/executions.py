@@ -218,12 +218,11 @@ def watch(
     """Follow an execution to its end, from its first event; exits as `call` does. Leaving it cancels nothing."""
 
     async def work(client: SkillcellClient) -> int:
-        import json
         from contextlib import aclosing
 
         from skillcell.cli import report
         from skillcell.cli.live import Live
-        from skillcell.cli.present import plain
+        from skillcell.cli.present import json_line, plain
         from skillcell.client.collect import Collector
         from skillcell.core.events import Completed
 
@@ -239,7 +238,7 @@ def watch(
                         "kind": type(event.kind).__name__,
                         **plain_event(plain(event.kind), event.kind),
                     }
-                    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    sys.stdout.write(json_line(line) + "\n")
                     sys.stdout.flush()
                 else:
                     collector.add(event)

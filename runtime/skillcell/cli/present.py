@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
@@ -34,9 +35,19 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout, indented for people where they look."""
-    text = json.dumps(plain(value), ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    text = json_line(plain(value), indent=2 if sys.stdout.isatty() else None)
     sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
     sys.stdout.buffer.flush()
+
+
+def json_line(value: Any, *, indent: int | None = None) -> str:
+    """JSON that is read by people too: letters as they are, and what could steer a terminal escaped."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character == "\n" or _harmless(character) else json.dumps(character)[1:-1] for character in text
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -58,8 +69,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 
 
 def _printable(text: str) -> str:
-    """Names and messages come from strangers: nothing of them may steer a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    """Names and messages come from strangers: what could steer a terminal is shown as an escape, `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if _harmless(character) else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def _harmless(character: str) -> bool:
+    """Neither a control, nor a change of direction, nor half of a pair; spaces of every script are."""
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 def printable(text: str) -> str:

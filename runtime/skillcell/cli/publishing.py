@@ -11,6 +11,7 @@ import typer
 
 from skillcell.cli import options
 from skillcell.cli.connection import connection, fail, run
+from skillcell.cli.present import printable
 
 if TYPE_CHECKING:
     from skillcell.client import InvalidArgument, SkillcellClient
@@ -85,7 +86,7 @@ def publish(
         sys.stderr.write(f"{what}  {done.digest}\n")
         for entrypoint in done.spec.entrypoints:
             default = " (default)" if entrypoint.name == done.spec.default_entrypoint else ""
-            sys.stderr.write(f"entrypoint {entrypoint.name}{default}\n")
+            sys.stderr.write(printable(f"entrypoint {entrypoint.name}{default}") + "\n")
         if not done.spec.entrypoints:
             sys.stderr.write("it has nothing to run, so it is listed and can't be called\n")
         return 0
@@ -120,7 +121,7 @@ def validate(
             sys.stdout.write(f"{_line(finding)}\n")
         if found.valid and found.version is not None:
             names = ", ".join(entrypoint.name for entrypoint in found.version.spec.entrypoints) or "none"
-            sys.stderr.write(f"valid; entrypoints: {names}\n")
+            sys.stderr.write(printable(f"valid; entrypoints: {names}") + "\n")
         else:
             sys.stderr.write("not valid: it would not publish\n")
         return 0 if found.valid else 1
@@ -143,8 +144,6 @@ def _prepare(source: Path, runtime: Path | None) -> bytes:
 
 def _line(finding: Finding) -> str:
     """`path:line: severity code message`, as compilers say it."""
-    from skillcell.cli.present import printable
-
     place = finding.path or "package"
     if finding.line:
         place += f":{finding.line}" + (f":{finding.column}" if finding.column else "")
@@ -152,8 +151,6 @@ def _line(finding: Finding) -> str:
 
 
 def _refused(error: InvalidArgument) -> None:
-    from skillcell.cli.present import printable
-
     for violation in error.field_violations:
         said = re.fullmatch(r"(.*) \[([a-z0-9-]+)\]", violation.description, re.DOTALL)
         text = f"error {said[2]} {said[1]}" if said else f"error {violation.description}"

@@ -9,6 +9,7 @@ import typer
 
 from skillcell.cli import exits, options
 from skillcell.cli.connection import connection, run
+from skillcell.cli.present import printable
 
 if TYPE_CHECKING:
     from skillcell.client import SkillcellClient
@@ -167,7 +168,7 @@ def verify(
             print_json(found)
         else:
             for defect in found.defects:
-                sys.stdout.write(f"record {defect.sequence}: {defect.kind.lower()} {defect.detail}\n")
+                sys.stdout.write(printable(f"record {defect.sequence}: {defect.kind.lower()} {defect.detail}") + "\n")
             state = "intact" if found.intact else "NOT intact"
             sys.stdout.write(f"{state}: {found.records_checked} records checked\n")
             if found.head_sequence:

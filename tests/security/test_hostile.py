@@ -285,6 +285,18 @@ async def test_no_signal_stops_or_ends_the_agent(client: SkillcellClient) -> Non
     assert await report(client, source) > 1
 
 
+async def test_no_resource_limit_starves_the_agent(client: SkillcellClient) -> None:
+    """It has the Skill's uid. Without CPU time it died, which was a fault of the platform, and free of charge."""
+    source = """
+    import resource
+    kinds = ("CPU", "NOFILE", "AS", "DATA", "FSIZE", "NPROC", "STACK")
+    result = {kind: attempt(resource.prlimit, 1, getattr(resource, "RLIMIT_" + kind), (0, 0)) for kind in kinds}
+    for _ in range(50_000):
+        os.kill(1, signal.SIGCHLD)
+    """
+    assert set((await report(client, source)).values()) == {"EPERM"}
+
+
 async def test_nothing_written_anywhere_passes_for_a_frame(client: SkillcellClient) -> None:
     source = """
     import struct

@@ -117,7 +117,8 @@ def test_counters_outlive_the_processes_and_count_children(tree: CgroupTree) -> 
         assert counters.measurement is Measurement.EXACT
         again = tree.open(cgroup.sandbox_id)
         assert again is not None
-        assert again.counters().cpu_total_ns == counters.cpu_total_ns
+        # the last instants of a task on its processor are charged after its parent was told of its end
+        assert again.counters().cpu_total_ns == pytest.approx(counters.cpu_total_ns, abs=2_000_000)
     finally:
         cgroup.remove()
 

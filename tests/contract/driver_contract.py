@@ -427,6 +427,17 @@ for descriptor in held:
             assert await inside(sandbox, code) in {13, 30}, path
         assert (tmp_path / "skill" / "file").read_text() == "skill"
 
+    async def test_no_path_of_the_host_shows_where_that_is_declared(
+        self, make: Make, image: Image, declared: frozenset[Guarantee], tmp_path: Path
+    ) -> None:
+        if Guarantee.NO_HOST_PATHS not in declared:
+            return
+        (tmp_path / "skill").mkdir()
+        sandbox = await make(mounts=(PackageMount("a" * 64, tmp_path / "skill", "/skill"),))
+        seen = await inside(sandbox, "result = [read('/proc/self/' + name) for name in ('mountinfo', 'mounts')]")
+        for path in (str(tmp_path), str(image.rootfs), sandbox.sandbox_id, "/run/skillcell/oci", "/var/lib"):
+            assert not [text for text in seen if path in text], path
+
     async def test_killing_ends_a_fork_storm_that_ignores_signals(self, make: Make, cgroups: Cgroups) -> None:
         sandbox = await make()
         code = """

@@ -31,6 +31,7 @@ class Guarantee(Enum):
     READ_ONLY_ROOT = "read-only root file system"
     MASKED_PATHS = "masked /proc and /sys"
     PRIVATE_NAMESPACES = "private pid, ipc, uts, mount and cgroup namespaces"
+    NO_HOST_PATHS = "no path of the host shows, not even in the table of mounts"
     MEMORY_LIMIT = "memory limit with tmpfs and shm counted, swap off"
     CPU_RATE_LIMIT = "CPU quota"
     CPU_TIME_LIMIT = "limit on total CPU time"

@@ -94,7 +94,9 @@ GUARANTEES: Mapping[tuple[str, Isolation], frozenset[Guarantee]] = MappingProxyT
             Guarantee.PRIVATE_NAMESPACES,
             Guarantee.PIDS_LIMIT,
         },
-        ("docker", Isolation.STANDARD): _ALL - {Guarantee.USER_NAMESPACE, Guarantee.SHARED_DISK_LIMIT},
+        # an engine's volumes and its /etc/hostname show where they lie
+        ("docker", Isolation.STANDARD): _ALL
+        - {Guarantee.USER_NAMESPACE, Guarantee.SHARED_DISK_LIMIT, Guarantee.NO_HOST_PATHS},
         # runsc 2022 by way of an engine: its sentry and gofer run as nobody and root in namespaces of the host's
         # kernel, its own kernel filters for itself, its tmpfs counts no files, and past the pids limit it dies
         ("docker", Isolation.GVISOR): _ALL
@@ -107,6 +109,7 @@ GUARANTEES: Mapping[tuple[str, Isolation], frozenset[Guarantee]] = MappingProxyT
             Guarantee.PIDS_LIMIT,
             Guarantee.DISK_FILES_LIMIT,
             Guarantee.SHARED_DISK_LIMIT,
+            Guarantee.NO_HOST_PATHS,
         },
     }
 )

@@ -224,12 +224,12 @@ async def test_a_refusal_carries_all_its_details(gateway: ScriptedGateway, clien
 async def test_every_status_has_its_exception(
     kind: FaultKind, gateway: ScriptedGateway, client: SkillcellClient
 ) -> None:
-    gateway.fault = Fault(kind, "SOME_REASON", "no")
+    gateway.fault = Fault(kind, "INVALID_FIELD", "no")
     with pytest.raises(SkillcellError) as caught:
         await client.get(EXECUTION)
     assert type(caught.value) is _CLASSES[kind.value]
     assert type(caught.value) is not SkillcellError
-    assert caught.value.reason == "SOME_REASON"
+    assert caught.value.reason == "INVALID_FIELD"
     assert type(caught.value).__name__ in public.__all__
 
 

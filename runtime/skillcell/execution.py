@@ -118,10 +118,12 @@ class Executor:
         *,
         attached: bool,
         live_input: LiveInput | None = None,
+        on_admitted: Callable[[str], None] | None = None,
     ) -> str:
         """Plan and admit. Returns the execution's id once its row is durable; on a Fault nothing has happened.
 
-        `attached`: a reader follows at once, so that a full spool waits for it.
+        `attached`: a reader follows at once, so that a full spool waits for it. `on_admitted` hears the id of a call
+        that was made, also where a cancel keeps it from being returned.
         """
         if request.request_id:
             known = await self._stages.ledger.find_request(principal.tenant, request.request_id, request.fingerprint)
@@ -130,7 +132,7 @@ class Executor:
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
         plan = await self.plan(principal, request)
-        return await to_completion(self._admit(plan, attached, live_input))
+        return await to_completion(self._admit(plan, attached, live_input, on_admitted))
 
     async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
         """What `start` would pin, without admitting anything. Raises Fault as `start` does."""
@@ -153,7 +155,9 @@ class Executor:
             except TimeoutError:
                 log.error("drained_unsettled", unsettled=[execution.id for execution in self._live])
 
-    async def _admit(self, plan: Plan, attached: bool, live_input: LiveInput | None) -> str:
+    async def _admit(
+        self, plan: Plan, attached: bool, live_input: LiveInput | None, on_admitted: Callable[[str], None] | None
+    ) -> str:
         admission = self._admission(plan)
         admitted = await self._stages.ledger.admit(admission)
         if admitted.created:
@@ -170,6 +174,8 @@ class Executor:
             await execution.spool.expect_reader(attached)
             self._live.add(execution)
             self._spawn(self._carry_out(execution))
+            if on_admitted is not None:
+                on_admitted(execution.id)
         return admitted.execution.admission.execution_id
 
     def _admission(self, plan: Plan) -> Admission:

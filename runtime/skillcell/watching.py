@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 from skillcell.core.errors import Fault, FaultKind, unavailable
@@ -35,8 +36,10 @@ class Watching:
         if grace is not None:
             grace.cancel()
         try:
-            async for _, record in spool.read(after):
-                yield record
+            # Closed here and now: left to the garbage collector it would still count as attached in `reader_left`.
+            async with aclosing(spool.read(after)) as records:
+                async for _, record in records:
+                    yield record
         except Expired as expired:
             raise _expired(
                 f"events up to {expired.first - 1} are no longer kept; read from after_sequence {expired.first - 1}",

@@ -104,6 +104,31 @@ async def test_a_call_without_a_request_id_ends_with_its_client(oci: Gateway, oc
     assert execution.completed.outcome is Outcome.CANCELED
 
 
+@pytest.mark.parametrize("round_", range(3))
+async def test_a_client_that_leaves_while_it_is_written_to_has_left(
+    oci: Gateway, oci_client: SkillcellClient, round_: int
+) -> None:
+    lost = await _lose(oci, "while True: print('x' * 4000)", request_id="")
+    execution = await settled(oci_client, lost)
+    assert execution.completed is not None
+    assert (execution.completed.outcome, execution.completed.canceled_by) == (Outcome.CANCELED, CancelReason.CLIENT)
+
+
+async def test_a_client_that_leaves_while_it_is_admitted_has_left(oci: Gateway, oci_client: SkillcellClient) -> None:
+    message = execution_pb2.ExecuteRequest()
+    message.spec.skill, message.spec.entrypoint = "dev/lab", "run"
+    message.spec.args.append(SLEEPER)
+    async with oci.channel() as channel:
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        for number in range(40):  # from before the request is read to after the call was admitted
+            call = stub.Execute(message, metadata=oci.credentials)
+            await asyncio.sleep(number / 2000)
+            call.cancel()
+    async with asyncio.timeout(30):
+        while (await oci_client.list(states=[ExecutionState.QUEUED, ExecutionState.RUNNING])).items:
+            await asyncio.sleep(0.05)
+
+
 async def _lose(gateway: Gateway, code: str, request_id: str | None = None) -> str:
     """A call whose connection is gone after its first output. Over the stub: the client would cancel explicitly."""
     message = execution_pb2.ExecuteRequest(request_id=str(uuid.uuid4()) if request_id is None else request_id)

@@ -15,9 +15,10 @@ from typing import Any
 import grpc.aio
 
 from skillcell.api.edge import caller
+from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.records import StoredExecution
-from skillcell.core.types import CancelReason, OnDisconnect, Principal
+from skillcell.core.types import CancelReason, ExecutionRequest, OnDisconnect, Principal
 from skillcell.execution import Executor
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import ExecutionFilter
@@ -53,7 +54,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
         principal = caller()
         domain = spec_from_proto(request.spec, request.request_id, request.on_disconnect)
-        execution_id = await self._executor.start(principal, domain, attached=True)
+        execution_id = await self._start(principal, domain, context)
         async with aclosing(self._follow(principal, execution_id, context)) as responses:
             async for response in responses:
                 yield response
@@ -67,7 +68,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             raise _order("the first message must be start")
         start = first.start
         domain = spec_from_proto(start.spec, start.request_id, start.on_disconnect)
-        execution_id = await self._executor.start(principal, domain, attached=True, live_input=LiveInput())
+        execution_id = await self._start(principal, domain, context, LiveInput())
         feeding = asyncio.create_task(_feed(requests, self._watching.live_input(principal, execution_id)))
         try:
             async with aclosing(self._follow(principal, execution_id, context, feeding)) as responses:
@@ -152,6 +153,20 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
                 pb.Reservation(quota="cpu", amount=plan.limits.milli_cpus, available=True),
             ],
         )
+
+    async def _start(
+        self, principal: Principal, request: ExecutionRequest, context: Context, live_input: LiveInput | None = None
+    ) -> str:
+        """Admits a call that is followed at once. A client that goes away in between has left it, as one that goes later."""
+        made: list[str] = []
+        try:
+            return await self._executor.start(
+                principal, request, attached=True, live_input=live_input, on_admitted=made.append
+            )
+        except asyncio.CancelledError:
+            for execution_id in made:
+                await to_completion(self._watching.reader_left(execution_id, _why_gone(context)))
+            raise
 
     async def _follow(
         self,

@@ -70,15 +70,15 @@ def test_the_canonical_bytes_of_version_1_never_change() -> None:
     of = admission(execution_id="exe_1", request_id="", entrypoint="scripts/é😀.py", labels={"user": "ada"})
     record = replace(usage_record(of, ending(event_id="evt_1")), sequence=7)
     assert canonical(record) == (
-        b'{"admitted_at":"2026-03-01T12:00:00.000000Z","artifact_bytes":0,"billable":true,"billed_ms":71,"collect_ns":0,'
+        b'{"admitted_at":"2026-03-01T12:00:00.000000Z","artifact_bytes":0,"billable":true,"billed_ms":71,"calls":1,"collect_ns":0,'
         b'"correction_of":"","cpu_system_ns":12000000,"cpu_total_ns":52000000,"cpu_user_ns":40000000,"deliver_ns":0,'
         b'"digest":"sha256:' + b"ab" * 32 + b'","disk_bytes":0,"driver":"oci","egress_in_bytes":5,"egress_out_bytes":3,'
         b'"ended_at":"2026-03-01T12:00:00.075000Z","entrypoint":"scripts/\\u00e9\\ud83d\\ude00.py","event_id":"evt_1",'
         b'"execution_id":"exe_1","exit_code":0,"fault":"NONE","input_bytes":0,"isolation":"STANDARD",'
         b'"measurement":"EXACT","memory_baseline_bytes":0,"memory_limit_byte_ns":18790482188435456,'
-        b'"memory_limit_bytes":268435456,"memory_peak_bytes":11000000,"outcome":"SUCCEEDED","output_bytes":17,'
+        b'"memory_limit_bytes":268435456,"memory_peak_bytes":11000000,"memory_used_byte_ns":770000011000000,"milli_cpus":1000,"outcome":"SUCCEEDED","output_bytes":17,'
         b'"parent_id":"","pids_peak":3,"plan_version":"","publisher":"tools","queue_ns":1000,"request_id":"",'
-        b'"root_id":"exe_1","run_ns":70000001,"schema_version":1,"sequence":7,"skill":"extract","stalled_ns":0,'
+        b'"root_id":"exe_1","run_ns":70000001,"schema_version":1,"sequence":7,"session_id":"","skill":"extract","stalled_ns":0,'
         b'"started_at":"2026-03-01T12:00:00.005000Z","startup_ns":4000000,"teardown_ns":0,"tenant":"acme",'
         b'"version":"1.2.0","wall_ns":80000000,"warm":false}'
     )

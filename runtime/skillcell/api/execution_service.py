@@ -157,7 +157,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def _start(
         self, principal: Principal, request: ExecutionRequest, context: Context, live_input: LiveInput | None = None
     ) -> str:
-        """Admits a call that is followed at once. A client that goes away in between has left it, as one that goes later."""
+        """Admits a call that is followed at once; a client that goes away in between has left it too."""
         made: list[str] = []
         try:
             return await self._executor.start(

@@ -260,6 +260,10 @@ class UsageRecord:
     parent_id: str = ""
     root_id: str = ""
     correction_of: str = ""
+    """The event that this record corrects; its amounts are then differences, of either sign."""
+    session_id: str = ""
+    calls: int = 1
+    """Calls that it counts: 1, and in a correction 0, or -1 where the charge for the call is taken back."""
     exit_code: int | None = None
     times: StageTimes = StageTimes()
     wall_ns: int = 0
@@ -269,12 +273,16 @@ class UsageRecord:
     cpu_user_ns: int = 0
     cpu_system_ns: int = 0
     cpu_total_ns: int = 0
+    milli_cpus: int = 0
+    """Granted cores, in thousandths: what CPU is billed by where it was not measured exactly."""
     memory_limit_bytes: int = 0
     memory_peak_bytes: int = 0
     memory_baseline_bytes: int = 0
     """The peak that the kernel showed at the lease, where it can't be reset: below it the peak proves nothing."""
     memory_limit_byte_ns: int = 0
     """`memory_limit_bytes` × `run_ns`."""
+    memory_used_byte_ns: int = 0
+    """`memory_peak_bytes` × `run_ns` where the peak was measured exactly, else `memory_limit_byte_ns`."""
     pids_peak: int = 0
     disk_bytes: int = 0
     egress_in_bytes: int = 0

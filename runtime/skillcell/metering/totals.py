@@ -36,7 +36,7 @@ _WRITE = update(totals).where(_KEY).values({column: bindparam(f"new_{column.name
 def sums_of(record: UsageRecord) -> Sums:
     """What one record adds."""
     return Sums(
-        calls=0 if record.correction_of else 1,
+        calls=record.calls,
         billed_ms=record.billed_ms,
         cpu_ns=record.cpu_total_ns,
         memory_reserved_byte_ns=record.memory_limit_byte_ns,

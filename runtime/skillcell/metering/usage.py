@@ -66,7 +66,9 @@ def usage_record(admission: Admission, ending: Ending) -> UsageRecord:
     """The record to settle; `sequence` and hashes are still empty."""
     billable = is_billable(ending.outcome, ending.fault)
     cpu = cpu_between(ending.at_lease, ending.at_end)
-    traffic = ending.traffic
+    traffic, run_ns = ending.traffic, ending.times.run_ns
+    exact = cpu.measurement is Measurement.EXACT
+    used_bytes = ending.at_end.memory_peak_bytes if exact else admission.limits.memory_bytes
     return UsageRecord(
         event_id=ending.event_id,
         execution_id=admission.execution_id,
@@ -95,10 +97,12 @@ def usage_record(admission: Admission, ending: Ending) -> UsageRecord:
         cpu_user_ns=cpu.cpu_user_ns,
         cpu_system_ns=cpu.cpu_system_ns,
         cpu_total_ns=cpu.cpu_total_ns,
+        milli_cpus=admission.limits.milli_cpus,
         memory_limit_bytes=admission.limits.memory_bytes,
         memory_peak_bytes=ending.at_end.memory_peak_bytes,
         memory_baseline_bytes=ending.at_lease.memory_peak_bytes,
-        memory_limit_byte_ns=admission.limits.memory_bytes * ending.times.run_ns,
+        memory_limit_byte_ns=admission.limits.memory_bytes * run_ns,
+        memory_used_byte_ns=used_bytes * run_ns,
         pids_peak=ending.at_end.pids_peak,
         disk_bytes=traffic.disk_bytes,
         egress_in_bytes=traffic.egress_in_bytes,

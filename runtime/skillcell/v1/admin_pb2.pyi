@@ -890,6 +890,7 @@ class UsageDelta(_message.Message):
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTE_NS_FIELD_NUMBER: _builtins.int
     billed_ms: _builtins.int
     """To billed_ms."""
     cpu_total_ns: _builtins.int
@@ -906,6 +907,8 @@ class UsageDelta(_message.Message):
     """To artifact_bytes."""
     calls: _builtins.int
     """-1 takes the charge for the call itself back."""
+    memory_used_byte_ns: _builtins.str
+    """To memory_used_byte_ns, a decimal integer as text."""
     def __init__(
         self,
         *,
@@ -917,10 +920,11 @@ class UsageDelta(_message.Message):
         output_bytes: _builtins.int = ...,
         artifact_bytes: _builtins.int = ...,
         calls: _builtins.int = ...,
+        memory_used_byte_ns: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "billed_ms", b"billed_ms", "calls", b"calls", "cpu_total_ns", b"cpu_total_ns", "egress_in_bytes", b"egress_in_bytes", "egress_out_bytes", b"egress_out_bytes", "memory_limit_byte_ns", b"memory_limit_byte_ns", "output_bytes", b"output_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "billed_ms", b"billed_ms", "calls", b"calls", "cpu_total_ns", b"cpu_total_ns", "egress_in_bytes", b"egress_in_bytes", "egress_out_bytes", b"egress_out_bytes", "memory_limit_byte_ns", b"memory_limit_byte_ns", "memory_used_byte_ns", b"memory_used_byte_ns", "output_bytes", b"output_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -403,19 +403,23 @@ class RateTier(_message.Message):
 
     UP_TO_FIELD_NUMBER: _builtins.int
     UNIT_AMOUNT_FIELD_NUMBER: _builtins.int
+    FLAT_AMOUNT_FIELD_NUMBER: _builtins.int
     up_to: _builtins.str
     """Last unit that belongs to it, decimal text; empty: no end."""
     unit_amount: _builtins.str
     """Decimal text: the price of one unit."""
+    flat_amount: _builtins.str
+    """Decimal text: charged once when the tier is reached."""
     def __init__(
         self,
         *,
         up_to: _builtins.str = ...,
         unit_amount: _builtins.str = ...,
+        flat_amount: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["unit_amount", b"unit_amount", "up_to", b"up_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["flat_amount", b"flat_amount", "unit_amount", b"unit_amount", "up_to", b"up_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -220,6 +220,9 @@ class UsageRecord(_message.Message):
     INPUT_BYTES_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     ARTIFACT_BYTES_FIELD_NUMBER: _builtins.int
+    MILLI_CPUS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTE_NS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Place in the ledger, from 1, without a gap."""
     previous_hash: _builtins.bytes
@@ -308,6 +311,12 @@ class UsageRecord(_message.Message):
     """Bytes of stdout, stderr, logs and outputs."""
     artifact_bytes: _builtins.int
     """Bytes of artifacts."""
+    milli_cpus: _builtins.int
+    """Granted cores, in thousandths."""
+    calls: _builtins.int
+    """Calls that it counts: 1; in a correction 0, or -1 where the charge for the call is taken back."""
+    memory_used_byte_ns: _builtins.str
+    """memory_peak_bytes × run_ns where the peak was measured exactly, else memory_limit_byte_ns; as text."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's labels. Erasable, so not chained."""
@@ -379,10 +388,13 @@ class UsageRecord(_message.Message):
         input_bytes: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
         artifact_bytes: _builtins.int = ...,
+        milli_cpus: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        memory_used_byte_ns: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "admit_time", b"admit_time", "end_time", b"end_time", "exit_code", b"exit_code", "start_time", b"start_time", "times", b"times"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "admit_time", b"admit_time", "artifact_bytes", b"artifact_bytes", "billable", b"billable", "billed_ms", b"billed_ms", "canonical_bytes", b"canonical_bytes", "correction_of", b"correction_of", "cpu_system_ns", b"cpu_system_ns", "cpu_total_ns", b"cpu_total_ns", "cpu_user_ns", b"cpu_user_ns", "digest", b"digest", "disk_bytes", b"disk_bytes", "driver", b"driver", "egress_in_bytes", b"egress_in_bytes", "egress_out_bytes", b"egress_out_bytes", "end_time", b"end_time", "entrypoint", b"entrypoint", "event_id", b"event_id", "execution_id", b"execution_id", "exit_code", b"exit_code", "fault", b"fault", "hash", b"hash", "input_bytes", b"input_bytes", "isolation", b"isolation", "labels", b"labels", "measurement", b"measurement", "memory_baseline_bytes", b"memory_baseline_bytes", "memory_limit_byte_ns", b"memory_limit_byte_ns", "memory_limit_bytes", b"memory_limit_bytes", "memory_peak_bytes", b"memory_peak_bytes", "outcome", b"outcome", "output_bytes", b"output_bytes", "parent_id", b"parent_id", "pids_peak", b"pids_peak", "plan_version", b"plan_version", "previous_hash", b"previous_hash", "publisher", b"publisher", "request_id", b"request_id", "root_id", b"root_id", "schema_version", b"schema_version", "sequence", b"sequence", "session_id", b"session_id", "skill", b"skill", "start_time", b"start_time", "tenant", b"tenant", "times", b"times", "version", b"version", "wall_ns", b"wall_ns", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "admit_time", b"admit_time", "artifact_bytes", b"artifact_bytes", "billable", b"billable", "billed_ms", b"billed_ms", "calls", b"calls", "canonical_bytes", b"canonical_bytes", "correction_of", b"correction_of", "cpu_system_ns", b"cpu_system_ns", "cpu_total_ns", b"cpu_total_ns", "cpu_user_ns", b"cpu_user_ns", "digest", b"digest", "disk_bytes", b"disk_bytes", "driver", b"driver", "egress_in_bytes", b"egress_in_bytes", "egress_out_bytes", b"egress_out_bytes", "end_time", b"end_time", "entrypoint", b"entrypoint", "event_id", b"event_id", "execution_id", b"execution_id", "exit_code", b"exit_code", "fault", b"fault", "hash", b"hash", "input_bytes", b"input_bytes", "isolation", b"isolation", "labels", b"labels", "measurement", b"measurement", "memory_baseline_bytes", b"memory_baseline_bytes", "memory_limit_byte_ns", b"memory_limit_byte_ns", "memory_limit_bytes", b"memory_limit_bytes", "memory_peak_bytes", b"memory_peak_bytes", "memory_used_byte_ns", b"memory_used_byte_ns", "milli_cpus", b"milli_cpus", "outcome", b"outcome", "output_bytes", b"output_bytes", "parent_id", b"parent_id", "pids_peak", b"pids_peak", "plan_version", b"plan_version", "previous_hash", b"previous_hash", "publisher", b"publisher", "request_id", b"request_id", "root_id", b"root_id", "schema_version", b"schema_version", "sequence", b"sequence", "session_id", b"session_id", "skill", b"skill", "start_time", b"start_time", "tenant", b"tenant", "times", b"times", "version", b"version", "wall_ns", b"wall_ns", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -19,6 +19,7 @@ _OTHER = {
     "labels",
     "times",
     "memory_limit_byte_ns",
+    "memory_used_byte_ns",
     "admitted_at",
     "started_at",
     "ended_at",
@@ -42,6 +43,7 @@ def usage_to_proto(record: UsageRecord, canonical_bytes: bytes = b"") -> pb.Usag
         end_time=instant_to_proto(record.ended_at),
         times=stage_times_to_proto(record.times),
         memory_limit_byte_ns=str(record.memory_limit_byte_ns),
+        memory_used_byte_ns=str(record.memory_used_byte_ns),
     )
     if record.started_at is not None:
         message.start_time.CopyFrom(instant_to_proto(record.started_at))
@@ -49,7 +51,7 @@ def usage_to_proto(record: UsageRecord, canonical_bytes: bytes = b"") -> pb.Usag
 
 
 def usage_from_proto(message: pb.UsageRecord) -> UsageRecord:
-    """Raises UnknownValue. Drops canonical_bytes and session_id, which the domain's record does not hold."""
+    """Raises UnknownValue. Drops canonical_bytes, which the domain's record does not hold."""
     return UsageRecord(
         **{name: getattr(message, name) for name in _SAME},
         labels=dict(message.labels),
@@ -63,4 +65,5 @@ def usage_from_proto(message: pb.UsageRecord) -> UsageRecord:
         ended_at=instant_from_proto(message.end_time),
         times=stage_times_from_proto(message.times),
         memory_limit_byte_ns=int(message.memory_limit_byte_ns or "0"),
+        memory_used_byte_ns=int(message.memory_used_byte_ns or "0"),
     )

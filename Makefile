@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 DATA ?= .data
 IMAGES := $(CURDIR)/$(DATA)/images
 
-.PHONY: demo test setup setup-test check lint protos bench
+KILLS ?= 300
+
+.PHONY: demo test setup setup-test check lint protos storm bench
 
 demo: setup ## Publish a sample Skill, call it, see live output, result, artifacts and usage
 	deploy/one-machine/demo.sh
@@ -28,6 +30,9 @@ check: ## What needs no sandbox: format, lint, types, layers, protos
 
 protos: ## Generate runtime/skillcell/v1 from protos/
 	PYTHON=$(abspath $(BIN))/python protos/generate.sh
+
+storm: setup-test ## Hundreds of deaths of the gateway under load, over both stores: nothing lost, nothing doubled
+	PYTHONPATH=tests SKILLCELL_IMAGES=$(IMAGES) SKILLCELL_TEST_IMAGES=$(IMAGES) $(BIN)/python tests/storm.py --kills $(KILLS)
 
 bench: setup-test ## Benchmarks; each prints ratios taken side by side in one run
 	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; SKILLCELL_IMAGES=$(IMAGES) $(BIN)/python $$bench; done

@@ -25,6 +25,7 @@ from skillcell.core.clock import Clock, SystemClock
 from skillcell.core.errors import Fault
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
+from skillcell.core.steps import crash_at
 from skillcell.core.types import Principal
 from skillcell.engines import Engine, check_engine, engine_for, prepare_images
 from skillcell.execution import Executor, Gateway, Stages
@@ -84,7 +85,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         clock, health, metrics = SystemClock(), Health(), CallMetrics()
         data = stack.enter_context(open_data(settings.data))
         database = await stack.enter_async_context(await Database.open(data.database_url))
-        ledger = Ledger(database)
+        steps = crash_at(settings.unsafe_crash_at)
+        ledger = Ledger(database, steps=steps)
         await ledger.check()
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
         catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
@@ -105,12 +107,15 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             new_spool=lambda execution_id: Spool(data.events / execution_id, limit_bytes=settings.spool_bytes),
             artifacts=artifacts.sink,
             output_check=lambda plan: rules.output_check(plan.entrypoint),
+            steps=steps,
         )
         me = Gateway(data.instance_id, boot_id(), engine.driver.name)
         live = LiveExecutions()
         executor = Executor(stages, live, me, clock)
         watching = Watching(live, ledger, _kept_spools(settings, data, closed=True), settings.reconnect_seconds)
-        recovery = Recovery(ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data))
+        recovery = Recovery(
+            ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data), steps
+        )
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
@@ -126,7 +131,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         )
         services = (
             ExecutionService(  # type: ignore[abstract] # what is not served answers UNIMPLEMENTED at the edge
-                executor, watching, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds)
+                executor, watching, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds), steps=steps
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
             UsageService(ledger),  # type: ignore[abstract]

@@ -21,6 +21,7 @@ from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault, unavailable
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
+from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import (
     CancelReason,
     ExecutionRequest,
@@ -93,6 +94,7 @@ class Stages:
     new_spool: Callable[[str], Spool]
     artifacts: Callable[[str], ArtifactSink]
     output_check: Callable[[Plan], Check | None]
+    steps: Steps = pass_by
 
 
 class Executor:
@@ -132,6 +134,7 @@ class Executor:
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
         plan = await self.plan(principal, request)
+        self._stages.steps(Step.PLANNED)
         return await to_completion(self._admit(plan, attached, live_input, on_admitted))
 
     async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
@@ -160,6 +163,7 @@ class Executor:
     ) -> str:
         admission = self._admission(plan)
         admitted = await self._stages.ledger.admit(admission)
+        self._stages.steps(Step.ADMITTED)
         if admitted.created:
             execution = Execution(
                 id=admission.execution_id,
@@ -170,6 +174,7 @@ class Executor:
                 codec=self._stages.new_codec(plan, admission.execution_id),
                 clock=self._clock,
                 live_input=live_input,
+                steps=self._stages.steps,
             )
             await execution.spool.expect_reader(attached)
             self._live.add(execution)
@@ -215,6 +220,7 @@ class Executor:
                     log.exception("execution_failed", execution_id=execution.id)
                     seen = _lost(execution, "the gateway failed to carry out the call")
                 await self._settle(execution, seen)
+            self._stages.steps(Step.DESTROYED)
         except Exception:
             # What is left is the sandbox's end, which the reaper sees to, or a settlement, which the next start does.
             log.exception("execution_unfinished", execution_id=execution.id)
@@ -240,6 +246,7 @@ class Executor:
     async def _run(self, execution: Execution, lease: Lease) -> Seen:
         plan = execution.plan
         execution.lease = lease
+        self._stages.steps(Step.LEASED)
         outputs = CheckedOutputs(execution, plan.entrypoint, self._stages.output_check(plan))
         run = Run(
             lease.sandbox,
@@ -260,6 +267,7 @@ class Executor:
         self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, self._clock.now())
         execution.report = report = await run.execute()
         execution.run_is_over = True
+        self._stages.steps(Step.RAN)
         if execution.live_input is not None:
             await execution.live_input.close()
         verdict = judge(report, Rules(plan.limits, plan.lowered, plan.entrypoint.success_codes))
@@ -281,10 +289,12 @@ class Executor:
                 log.error("settle_waits", execution_id=execution.id, reason=fault.reason, why=fault.message)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, longest)
+        self._stages.steps(Step.SETTLED)
         execution.state = ExecutionState.COMPLETED
         self._stages.observer.observe(settled)
         log.info("execution", **log_line(execution, settled))
         await execution.spool.append(settlement.last_event(settled), final=True)
+        self._stages.steps(Step.TOLD)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

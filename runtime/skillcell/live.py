@@ -12,6 +12,7 @@ from skillcell.core import events
 from skillcell.core.clock import Clock
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
+from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import ExecutionState, Principal
 from skillcell.sandbox.cancel import Canceled
 from skillcell.sandbox.job import RunReport, SinkFull
@@ -37,6 +38,7 @@ class Execution:
     spool: Spool
     codec: Codec
     clock: Clock
+    steps: Steps = pass_by
     live_input: LiveInput | None = None
     """Stdin and signals that come while it runs; None where the call is not interactive."""
     canceled: Canceled = field(default_factory=Canceled)
@@ -58,6 +60,8 @@ class Execution:
         record = self.codec.encode(self.spool.last_sequence + 1, now, event)
         try:
             await self.spool.append(record, past_limit=self.run_is_over)
+            if isinstance(event, events.Started):
+                self.steps(Step.STARTED)
         except SpoolFull as full:
             raise SinkFull(self.spool.limit_bytes) from full
 

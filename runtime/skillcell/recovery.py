@@ -15,6 +15,7 @@ import structlog
 from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.records import Admission, StoredExecution
+from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Counters, FaultParty, Measurement, Outcome, StageTimes, UsageRecord
 from skillcell.execution import Observer
 from skillcell.live import Codec
@@ -38,6 +39,7 @@ class Recovery:
     observer: Observer
     new_codec: Callable[[Admission], Codec]
     kept_spool: Callable[[str], Spool]
+    steps: Steps = pass_by
 
     async def run(self, instance_id: str) -> int:
         """Settles everything that is open for this gateway, and returns how much that was. Raises Fault."""
@@ -69,7 +71,9 @@ class Recovery:
         def seal(settled: UsageRecord) -> bytes:
             return codec.encode(sequence, now, _completed(settled))
 
+        self.steps(Step.RECOVERY_READ)
         settled = await self.ledger.settle(Settlement(record, seal, sequence, sandbox_id=execution.sandbox_id))
+        self.steps(Step.RECOVERY_SETTLED)
         await spool.append(seal(settled), final=True)
         spool.release()
         self.observer.observe(settled)

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """The largest packed Skill taken, bytes."""
     package_index: str = ""
     """URL of the Python package index for publish; empty: pip's own configuration, else PyPI."""
+    unsafe_crash_at: str = ""
+    """For tests of crashes alone: the label of a step (`core/steps.py`) at which this process kills itself."""
     npm_registry: str = ""
     """URL of the npm registry for publish; empty: npm's own configuration, else the public one."""
 

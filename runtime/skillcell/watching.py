@@ -31,23 +31,17 @@ class Watching:
     async def watch(self, principal: Principal, execution_id: str, after: int = 0) -> AsyncGenerator[bytes]:
         """Every encoded event after `after`, live or kept. Raises Fault NOT_FOUND, or OUT_OF_RANGE when expired."""
         execution = self._live.find(principal, execution_id)
-        spool = execution.spool if execution is not None else await self._kept(principal, execution_id)
-        grace = self._graces.pop(execution_id, None)
+        records = execution.spool.read(after) if execution is not None else self._kept(principal, execution_id, after)
+        grace = self._graces.pop(execution_id, None) if execution is not None else None
         if grace is not None:
             grace.cancel()
         try:
             # Closed here and now: left to the garbage collector it would still count as attached in `reader_left`.
-            async with aclosing(spool.read(after)) as records:
+            async with aclosing(records):
                 async for _, record in records:
                     yield record
         except Expired as expired:
-            raise _expired(
-                f"events up to {expired.first - 1} are no longer kept; read from after_sequence {expired.first - 1}",
-                expired.first,
-            ) from expired
-        finally:
-            if execution is None:
-                spool.release()
+            raise _expired(execution_id, expired.first) from expired
 
     async def reader_left(self, execution_id: str, reason: CancelReason) -> None:
         """A reader went away before the end. If it was the last one, the call is canceled, waits for it to come back,
@@ -98,18 +92,31 @@ class Watching:
         finally:
             self._graces.pop(execution.id, None)
 
-    async def _kept(self, principal: Principal, execution_id: str) -> Spool:
+    async def _kept(self, principal: Principal, execution_id: str, after: int) -> AsyncGenerator[tuple[int, bytes]]:
+        """What the spool still has of a call that has ended, and its last event, which the ledger has as well: a crash
+        between the two loses none.
+        """
         stored = await self._ledger.get_execution(principal, execution_id)
         if stored.state is not ExecutionState.COMPLETED:
             raise unavailable("WRONG_STATE", f"execution {execution_id} is carried out by another gateway")
-        spool = self._kept_spool(execution_id)
-        if not spool.last_sequence:
-            raise _expired(
-                f"the events of {execution_id} are no longer kept; GetExecution has its outcome and usage",
-                stored.last_event_sequence,
-            )
-        return spool
+        spool, last = self._kept_spool(execution_id), stored.last_event_sequence
+        try:
+            if after < spool.last_sequence:
+                async with aclosing(spool.read(after)) as records:
+                    async for sequence, record in records:
+                        yield sequence, record
+                        after = sequence
+            if after + 1 < last:
+                raise Expired(last)
+            if after < last:
+                yield last, stored.completed_event
+        finally:
+            spool.release()
 
 
-def _expired(message: str, first: int) -> Fault:
+def _expired(execution_id: str, first: int) -> Fault:
+    message = (
+        f"events of {execution_id} before {first} are no longer kept; read from after_sequence {first - 1}, or take "
+        "outcome and usage from GetExecution"
+    )
     return Fault(FaultKind.OUT_OF_RANGE, "POSITION_OUT_OF_RANGE", message, metadata={"first_sequence": str(first)})

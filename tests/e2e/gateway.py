@@ -41,6 +41,7 @@ class Gateway:
     docker_host: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     """More environment, as `{"SKILLCELL_RECONNECT_SECONDS": "1"}`."""
+    listen: str = "127.0.0.1:0"
     address: str = ""
     metrics: str = ""
     process: subprocess.Popen[str] | None = None
@@ -57,7 +58,7 @@ class Gateway:
             **self.settings,
         }
         command = [SKILLCELL, "serve", "--driver", self.driver, "--data", str(self.data)]
-        command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+        command += ["--listen", self.listen, "--metrics", "127.0.0.1:0"]
         with self._log.open("a") as log:
             self.process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None

@@ -18,6 +18,7 @@ from skillcell.api.edge import caller
 from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.records import StoredExecution
+from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import CancelReason, ExecutionRequest, OnDisconnect, Principal
 from skillcell.execution import Executor
 from skillcell.metering.ledger import Ledger
@@ -43,13 +44,21 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     """Calls and their events."""
 
     def __init__(
-        self, executor: Executor, watching: Watching, ledger: Ledger, artifacts: ArtifactStore, kept: timedelta
+        self,
+        executor: Executor,
+        watching: Watching,
+        ledger: Ledger,
+        artifacts: ArtifactStore,
+        kept: timedelta,
+        *,
+        steps: Steps = pass_by,
     ) -> None:
         self._executor = executor
         self._watching = watching
         self._ledger = ledger
         self._artifacts = artifacts
         self._kept = kept
+        self._steps = steps
 
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
         principal = caller()
@@ -181,6 +190,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         finished = False
         try:
             await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
+            self._steps(Step.METADATA_SENT)
             async with aclosing(self._watching.watch(principal, execution_id)) as records:
                 while (record := await _next_or_fault(records, feeding)) is not None:
                     yield as_response(record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,9 @@ class Reattaching:
         while not self.completed:
             seen = self.last_sequence
             try:
-                async for event in self._attempt():
-                    yield event
+                async with aclosing(self._attempt()) as events:
+                    async for event in events:
+                        yield event
                 if self.completed:
                     return
                 error: SkillcellError = Unavailable("the stream of events ended before the call did")

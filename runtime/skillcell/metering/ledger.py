@@ -16,6 +16,7 @@ from sqlalchemy import Connection, delete, func, select
 
 from skillcell.core.errors import Fault, FaultKind, invalid, not_found
 from skillcell.core.records import Admission, StoredExecution
+from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Principal, UsageRecord
 from skillcell.metering import listing, rows, settling, totals
 from skillcell.metering.records import (
@@ -52,8 +53,9 @@ class LedgerSettings(BaseModel):
 class Ledger:
     """Over one `Database`, which stays its owner's to close."""
 
-    def __init__(self, database: Database, settings: LedgerSettings | None = None) -> None:
+    def __init__(self, database: Database, settings: LedgerSettings | None = None, steps: Steps = pass_by) -> None:
         self._database = database
+        self._steps = steps
         self._settings = settings or LedgerSettings()
         self._snapshot: LedgerSnapshot | None = None
 
@@ -92,7 +94,13 @@ class Ledger:
 
         ALREADY_EXISTS `REQUEST_ID_REUSED` for another hash; UNAVAILABLE `LEDGER_UNAVAILABLE` when nothing can be kept.
         """
-        return await self._database.write(partial(settling.admit, admission=admission))
+
+        def work(connection: Connection) -> AdmitResult:
+            admitted = settling.admit(connection, admission)
+            self._steps(Step.ADMIT_WRITTEN)
+            return admitted
+
+        return await self._database.write(work, partial(self._steps, Step.ADMIT_COMMITTED))
 
     async def find_request(self, tenant: str, request_id: str, request_hash: bytes) -> str | None:
         """The execution that this request had before, None when it is new. ALREADY_EXISTS for another hash."""
@@ -114,13 +122,14 @@ class Ledger:
         A second settlement of the same execution changes nothing and returns the first record.
         """
         self._database.withdraw(settlement.record.execution_id)
-        work = partial(
-            settling.settle,
-            settlement=settlement,
-            max_tenants=self._settings.max_tenants,
-            max_series=self._settings.max_series,
-        )
-        return await self._database.write(work)
+
+        def work(connection: Connection) -> UsageRecord:
+            settings = self._settings
+            record = settling.settle(connection, settlement, settings.max_tenants, settings.max_series)
+            self._steps(Step.SETTLE_WRITTEN)
+            return record
+
+        return await self._database.write(work, partial(self._steps, Step.SETTLE_COMMITTED))
 
     async def unsettled(self, instance_id: str | None = None) -> tuple[StoredExecution, ...]:
         """What was admitted and has not ended, oldest first; of one gateway, or of all."""

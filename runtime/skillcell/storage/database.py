@@ -83,14 +83,15 @@ class Database:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, _translated, lambda: self._read(work))
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
+    async def write(self, work: Callable[[Connection], T], committed: Callable[[], None] | None = None) -> T:
         """Runs `work` and returns its result once it is durable; its exception undoes it and it alone.
 
-        LEDGER_UNAVAILABLE when the store fails: then the write may or may not have been kept.
+        `committed` is called as soon as it is durable, on another thread. LEDGER_UNAVAILABLE when the store fails: then
+        the write may or may not have been kept.
         """
         await self._slots.acquire()
         try:
-            future = self._writer.submit(work, asyncio.get_running_loop())
+            future = self._writer.submit(work, asyncio.get_running_loop(), committed)
         except BaseException:
             self._slots.release()
             raise

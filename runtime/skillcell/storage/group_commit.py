@@ -33,6 +33,7 @@ class _Job:
     work: Work
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    committed: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)
@@ -58,9 +59,14 @@ class GroupCommit:
         """Transactions committed so far; fewer than the writes in them is what a group commit is for."""
         self._thread.start()
 
-    def submit(self, work: Work, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Any]:
-        """A future of `loop` that resolves when the work is durable, or with its own or the store's error."""
-        job = _Job(work, loop, loop.create_future())
+    def submit(
+        self, work: Work, loop: asyncio.AbstractEventLoop, committed: Callable[[], None] | None = None
+    ) -> asyncio.Future[Any]:
+        """A future of `loop` that resolves when the work is durable, or with its own or the store's error.
+
+        `committed` is called on the writer's thread once it is durable, before anybody is told; it must be quick.
+        """
+        job = _Job(work, loop, loop.create_future(), committed)
         with self._wake:
             if self._closing:
                 raise ledger_unavailable()
@@ -98,6 +104,9 @@ class GroupCommit:
                 due = self._due(time.monotonic())
                 deferred = [self._deferred.pop(key)[1] for key in due]
             results = self._commit([job.work for job in jobs] + deferred)
+            for job, result in zip(jobs, results, strict=False):
+                if job.committed is not None and result.error is None:
+                    job.committed()
             for result in results[len(jobs) :]:
                 if result.error is not None:
                     _log.error("deferred write failed", exc_info=result.error)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from ledger_stores import PostgreSQL, postgresql, postgresql_installed
 
 
 def pytest_configure() -> None:
@@ -26,3 +28,12 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {why}"
     return report
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[PostgreSQL]:
+    """A real PostgreSQL, of which each test takes databases of its own."""
+    if not postgresql_installed():
+        pytest.skip("PostgreSQL is not installed (package: postgresql)")
+    with postgresql() as running:
+        yield running

@@ -113,11 +113,11 @@ class PostgreSQL:
         self._run(*self._control, "-m", "immediate", "stop")
 
     def new_url(self) -> str:
-        """Of a fresh, empty database."""
+        """Of a fresh, empty database, whose locale sorts otherwise than bytes do."""
         self._databases += 1
         name = f"ledger_{self._databases}"
         with psycopg.connect(host=str(self._root), user="postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US'")
         return f"postgresql://postgres@/{name}?host={self._root}"
 
     def close(self) -> None:

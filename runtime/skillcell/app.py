@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
@@ -84,7 +85,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         clock, health, metrics = SystemClock(), Health(), CallMetrics()
         data = stack.enter_context(open_data(settings.data))
-        database = await stack.enter_async_context(await Database.open(data.database_url))
+        database = await stack.enter_async_context(await Database.open(settings.database or data.database_url))
         steps = crash_at(settings.unsafe_crash_at)
         ledger = Ledger(database, steps=steps)
         await ledger.check()
@@ -187,7 +188,8 @@ def configure_logging() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.dict_tracebacks,
+            # Without the local variables of each frame: they hold payloads, keys and the database's password.
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
 
     data: Path = Field(default_factory=default_data)
     """Directory of everything that lasts: database, packages, images, events, artifacts."""
+    database: str = Field(default="", repr=False)
+    """URL of PostgreSQL, postgresql://USER:PASSWORD@HOST/NAME; empty: SQLite in the data directory."""
     listen: Address = "127.0.0.1:7433"
     """HOST:PORT of the gRPC API."""
     metrics: Address = "127.0.0.1:7434"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from ledger_stores import (
     PostgreSQL,
     admission,
     last_event,
-    postgresql,
-    postgresql_installed,
     settlement,
 )
 from skillcell.core.errors import Fault, FaultKind
@@ -33,23 +30,11 @@ from skillcell.storage.database import Database
 from skillcell.storage.tables import executions, totals, usage_records
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[PostgreSQL | None]:
-    if not postgresql_installed():
-        if os.environ.get("SKILLCELL_REQUIRE_POSTGRESQL"):
-            pytest.fail("PostgreSQL is required here and not installed (package: postgresql)")
-        yield None
-        return
-    with postgresql() as running:
-        yield running
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, cluster: PostgreSQL | None) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
-    if cluster is None:
-        pytest.skip("PostgreSQL is not installed (package: postgresql)")
+    cluster: PostgreSQL = request.getfixturevalue("cluster")
     return cluster.new_url()
 
 

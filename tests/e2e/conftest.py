@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -56,14 +57,20 @@ def oci(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield gateway
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """A new store's URL for `fresh(database=…)`, of each kind in turn; empty for SQLite in the data directory."""
+    return str(request.getfixturevalue("cluster").new_url()) if request.param == "postgresql" else ""
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Fresh]:
-    """Makes a gateway for one test, which may kill it: `fresh(driver, docker_host, **settings)`."""
+    """Makes a gateway for one test, which may kill it: `fresh(driver, docker_host, **settings)`. Settings are those
+    of `skillcell.settings`: `fresh(database=url)` keeps its ledger in PostgreSQL."""
     with ExitStack() as stack:
 
         def make(driver: str = "oci", docker_host: str = "", **settings: str) -> Gateway:
-            home = tmp_path / f"gateway-{driver}"
-            home.mkdir()
+            home = Path(tempfile.mkdtemp(prefix=f"gateway-{driver}-", dir=tmp_path))
             gateway = stack.enter_context(serving(new_gateway(home, driver, docker_host, **settings)))
             publish_lab(gateway, home)
             return gateway

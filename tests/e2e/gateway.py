@@ -116,6 +116,11 @@ class Gateway:
     def _log(self) -> Path:
         return self.data.parent / "serve.log"
 
+    @property
+    def log(self) -> str:
+        """All that it ever said on stderr."""
+        return self._log.read_text()
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log's lines of one kind."""
         lines = (json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{"))

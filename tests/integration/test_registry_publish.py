@@ -68,9 +68,11 @@ class Registry:
         return os.listdir(self.root / "packages"), os.listdir(self.root / "staging")
 
 
-@pytest.fixture
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    async with await Database.open(f"sqlite:///{tmp_path}/store.db") as database:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
+    stored = request.param == "postgresql"
+    url = request.getfixturevalue("cluster").new_url() if stored else f"sqlite:///{tmp_path}/store.db"
+    async with await Database.open(url) as database:
         yield Registry(tmp_path / "data", database)
 
 

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import threading
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text, type_coerce, union_all
 from sqlalchemy.exc import OperationalError
 
-from ledger_stores import PostgreSQL, admission, postgresql, postgresql_installed, settlement
+from ledger_stores import PostgreSQL, admission, settlement
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.metering.ledger import Ledger
 from skillcell.storage import schema
 from skillcell.storage.database import Database, DatabaseSettings
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[PostgreSQL]:
-    if not postgresql_installed():
-        pytest.skip("PostgreSQL is not installed (package: postgresql)")
-    with postgresql() as running:
-        yield running
+from skillcell.storage.tables_registry import skill_versions
 
 
 def differences(connection: Connection) -> list[object]:
@@ -81,6 +75,53 @@ async def test_a_url_that_is_no_durable_store_is_refused(url: str) -> None:
     with pytest.raises(Fault) as caught:
         await Database.open(url)
     assert caught.value.violations[0].field == "database.url"
+
+
+@pytest.mark.parametrize("rest", [":port/name", "/name?nonsense=1", "/name?sslmode=nonsense", "[::/name"])
+async def test_a_url_with_a_password_is_refused_without_telling_it(rest: str, caplog: pytest.LogCaptureFixture) -> None:
+    word = secrets.token_hex()
+    with pytest.raises(Fault) as caught:
+        await Database.open(f"postgresql://teller:{word}@127.0.0.1{rest}")
+    chain: BaseException | None
+    chain, told = caught.value, caplog.text
+    while chain is not None:
+        told += "".join(traceback.format_exception(chain))
+        chain = chain.__cause__ or chain.__context__
+    assert caught.value.reason in ("INVALID_FIELD", "LEDGER_UNAVAILABLE")
+    assert word not in told
+
+
+async def test_versions_are_sorted_by_bytes_whatever_the_locale_of_the_database(cluster: PostgreSQL) -> None:
+    words = ["1alpha!", "1Beta!", "1-a!", "0000000001!"]
+    async with await Database.open(cluster.new_url()) as database:
+        made = union_all(*(select(type_coerce(word, skill_versions.c.sort_key.type).label("word")) for word in words))
+        ordered = select(made.subquery().c.word).order_by("word")
+        assert sorted(words) != await database.read(lambda connection: list(connection.execute(ordered).scalars()))
+        of_column = text(
+            "SELECT collation_name FROM information_schema.columns "
+            "WHERE table_name = 'skill_versions' AND column_name = 'sort_key'"
+        )
+        assert await database.read(lambda connection: connection.execute(of_column).scalar_one()) == "C"
+
+
+async def test_a_role_that_may_not_make_tables_is_told_the_fix(cluster: PostgreSQL) -> None:
+    url = cluster.new_url()
+    async with await Database.open(url) as database:
+        await database.write(lambda connection: connection.execute(text("CREATE ROLE guest LOGIN")).close())
+    with pytest.raises(Fault) as caught:
+        await Database.open(cluster.new_url().replace("postgres@", "guest@"))
+    assert (caught.value.kind, caught.value.reason) == (FaultKind.FAILED_PRECONDITION, "STORE_FORBIDDEN")
+    assert "GRANT CREATE" in caught.value.message
+
+
+async def test_options_of_the_url_hold_besides_ours(cluster: PostgreSQL) -> None:
+    def settings(connection: Connection) -> list[str]:
+        names = ("work_mem", "synchronous_commit", "timezone", "application_name")
+        return [connection.execute(text(f"SHOW {name}")).scalar_one() for name in names]
+
+    url = cluster.new_url() + "&options=-c%20work_mem%3D7MB%20-c%20synchronous_commit%3Doff&application_name=bank"
+    async with await Database.open(url) as database:
+        assert await database.write(settings) == ["7MB", "on", "UTC", "bank"]
 
 
 async def test_a_server_that_does_not_answer_is_unavailable() -> None:

@@ -32,6 +32,16 @@ DriverOption = Annotated[
     Driver | None, typer.Option("--driver", help="Engine; auto: Docker where one answers, else oci.")
 ]
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Directory of everything that lasts.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="postgresql://HOST/NAME instead of SQLite in DIR. A password belongs in SKILLCELL_DATABASE: options show "
+        "in the list of processes.",
+        show_default=False,
+    ),
+]
 images_app = typer.Typer(help="Images that sandboxes start from.", no_args_is_help=True)
 
 
@@ -42,13 +52,16 @@ def serve(
         options.IsolationClass | None, typer.Option("--isolation", help="Class of calls that ask for none.")
     ] = None,
     data: Data = None,
+    database: Database = None,
     listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="gRPC API.")] = None,
     metrics: Annotated[
         str | None, typer.Option("--metrics", metavar="HOST:PORT", help="/metrics, /healthz and /readyz.")
     ] = None,
 ) -> None:
     """Serve a gateway on this machine, until SIGTERM or Ctrl-C; then calls may finish, and all are settled."""
-    settings = _settings(driver=driver, isolation=isolation, data=data, listen=listen, metrics=metrics)
+    settings = _settings(
+        driver=driver, isolation=isolation, data=data, database=database, listen=listen, metrics=metrics
+    )
 
     from skillcell import app
     from skillcell.core.errors import Fault

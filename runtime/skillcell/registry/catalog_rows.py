@@ -127,7 +127,6 @@ def find_latest(connection: Connection, reference: SkillReference) -> AnyRow | N
     release = (
         select(skill_versions)
         .where(of_skill(reference), published, skill_versions.c.prerelease.is_(False))
-        # Keys of releases have one shape, so they sort alike under any collation of the database.
         .order_by(skill_versions.c.sort_key.desc())
         .limit(1)
     )

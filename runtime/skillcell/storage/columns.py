@@ -43,6 +43,24 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else from_microseconds(int(value))
 
 
+class Bytewise(TypeDecorator[str]):
+    """Text that sorts by its bytes, as SQLite's does, whatever locale the database was made with.
+
+    Where order means something: SemVer's sort keys need it, and pages by name come in the same order on every store.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(self.length, collation=collation))
+
+
 class Exact(TypeDecorator[int]):
     """An integer without a practical bound. Add in Python, or sum with `exact_sum`: SQLite keeps it as text."""
 

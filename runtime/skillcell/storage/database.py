@@ -16,12 +16,12 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Engine, insert, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from skillcell.core.errors import Fault
 from skillcell.storage import tables
 from skillcell.storage.engines import Engines, make_engines
-from skillcell.storage.failures import is_storage_failure, ledger_unavailable
+from skillcell.storage.failures import is_storage_failure, ledger_unavailable, refusal
 from skillcell.storage.group_commit import GroupCommit
 from skillcell.storage.migrate import migrate
 
@@ -63,6 +63,9 @@ class Database:
         engines = make_engines(url, chosen.readers)
         try:
             await asyncio.to_thread(_translated, lambda: _migrate(engines.writer))
+        except ProgrammingError as error:
+            engines.dispose()
+            raise refusal(error) from None  # its text may quote the URL
         except BaseException:
             engines.dispose()
             raise

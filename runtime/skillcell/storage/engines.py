@@ -39,8 +39,8 @@ def make_engines(url: str, readers: int) -> Engines:
     """Of `sqlite:///PATH` or `postgresql://…`; else INVALID_ARGUMENT. Makes a missing SQLite file, mode 0600."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise invalid("database.url", "is not a URL such as sqlite:///PATH or postgresql://HOST/NAME") from error
+    except (ArgumentError, ValueError):  # their texts quote pieces of the URL, of which one may be the password
+        raise invalid("database.url", "is not a URL such as sqlite:///PATH or postgresql://HOST/NAME") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         return _sqlite(parsed, readers)
@@ -108,7 +108,11 @@ def _create_private(path: Path) -> None:
 
 def _postgresql(url: URL, readers: int) -> Engines:
     session = "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
-    arguments = {"connect_timeout": _BUSY_SECONDS}
+    given = url.query.get("options", "")
+    if given:  # the operator's come first, so that ours hold
+        session = f"{given if isinstance(given, str) else ' '.join(given)} {session}"
+    arguments: dict[str, Any] = {} if "connect_timeout" in url.query else {"connect_timeout": _BUSY_SECONDS}
+    arguments |= {"application_name": "skillcell"} if "application_name" not in url.query else {}
     durable = arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"}
     writer = _engine(url, 1, durable)
     snapshot = arguments | {"options": f"{session} -c default_transaction_read_only=on"}

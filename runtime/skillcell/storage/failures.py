@@ -8,10 +8,10 @@ from __future__ import annotations
 import sqlite3
 from datetime import timedelta
 
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from skillcell.core.errors import Fault, unavailable
+from skillcell.core.errors import Fault, invalid, precondition, unavailable
 
 _SQLITE_STORAGE = frozenset(
     {
@@ -30,6 +30,7 @@ _SQLITE_STORAGE = frozenset(
 )
 # Connection, resources (53100 disk full), operator intervention, system error, and a transaction that others aborted.
 _SQLSTATE_STORAGE = ("08", "53", "57", "58", "40", "XX")
+_SQLSTATE_FORBIDDEN = "42501"
 _SQLSTATE_READ_ONLY = "25006"
 _SQLSTATE_LOCK_TIMEOUT = "55P03"
 
@@ -50,6 +51,20 @@ def is_storage_failure(error: BaseException) -> bool:
     if state is None:  # psycopg could not even ask: no server, or a broken connection
         return type(cause).__name__ in ("OperationalError", "InterfaceError")
     return state.startswith(_SQLSTATE_STORAGE) or state in (_SQLSTATE_READ_ONLY, _SQLSTATE_LOCK_TIMEOUT)
+
+
+def refusal(error: ProgrammingError) -> Fault:
+    """Why a store can't be opened that answers, or whose URL makes no sense: waiting won't help."""
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return invalid("database.url", "has a parameter that PostgreSQL's client doesn't know")
+    if state == _SQLSTATE_FORBIDDEN:
+        return precondition(
+            "STORE_FORBIDDEN",
+            "the role of the database's URL may not make or use the tables; as the database's owner: "
+            "GRANT CREATE, USAGE ON SCHEMA public TO role",
+        )
+    return precondition("STORE_FOREIGN", f"the database holds tables that aren't this program's (SQLSTATE {state})")
 
 
 def ledger_unavailable() -> Fault:

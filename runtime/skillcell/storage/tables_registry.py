@@ -10,14 +10,14 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, String, Table, Text
 from sqlalchemy import UniqueConstraint as Unique
 
-from skillcell.storage.columns import Instant
+from skillcell.storage.columns import Bytewise, Instant
 from skillcell.storage.metadata import metadata
 
 skills = Table(
     "skills",
     metadata,
-    Column("publisher", String(128), primary_key=True),
-    Column("name", String(128), primary_key=True),
+    Column("publisher", Bytewise(128), primary_key=True),
+    Column("name", Bytewise(128), primary_key=True),
     Column("owner_tenant", String(128), nullable=False),
     Column("visibility", String(16), nullable=False),
     Column("search_text", Text, nullable=False),
@@ -31,10 +31,10 @@ skill_versions = Table(
     metadata,
     # BigInteger would lose SQLite's rowid; the order of publication is this number.
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("publisher", String(128), nullable=False),
-    Column("name", String(128), nullable=False),
+    Column("publisher", Bytewise(128), nullable=False),
+    Column("name", Bytewise(128), nullable=False),
     Column("version", String(128), nullable=False),
-    Column("sort_key", String(512), nullable=False),
+    Column("sort_key", Bytewise(512), nullable=False),
     Column("prerelease", Boolean, nullable=False),
     Column("digest", String(80), nullable=False),
     Column("package_digest", String(64), nullable=False, index=True),
@@ -53,8 +53,8 @@ skill_versions = Table(
 skill_aliases = Table(
     "skill_aliases",
     metadata,
-    Column("publisher", String(128), primary_key=True),
-    Column("name", String(128), primary_key=True),
+    Column("publisher", Bytewise(128), primary_key=True),
+    Column("name", Bytewise(128), primary_key=True),
     Column("alias", String(64), primary_key=True),
     Column("version", String(128), nullable=False),
     ForeignKeyConstraint(
@@ -66,8 +66,8 @@ skill_aliases = Table(
 skill_grants = Table(
     "skill_grants",
     metadata,
-    Column("publisher", String(128), primary_key=True),
-    Column("name", String(128), primary_key=True),
+    Column("publisher", Bytewise(128), primary_key=True),
+    Column("name", Bytewise(128), primary_key=True),
     Column("tenant", String(128), primary_key=True),
     ForeignKeyConstraint(["publisher", "name"], ["skills.publisher", "skills.name"]),
 )

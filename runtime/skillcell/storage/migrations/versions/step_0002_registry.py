@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from skillcell.storage.columns import Instant
+from skillcell.storage.columns import Bytewise, Instant
 
 revision = "0002"
 down_revision = "0001"
@@ -16,8 +16,8 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "skills",
-        sa.Column("publisher", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("publisher", Bytewise(128), nullable=False),
+        sa.Column("name", Bytewise(128), nullable=False),
         sa.Column("owner_tenant", sa.String(length=128), nullable=False),
         sa.Column("visibility", sa.String(length=16), nullable=False),
         sa.Column("search_text", sa.Text(), nullable=False),
@@ -28,8 +28,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "skill_grants",
-        sa.Column("publisher", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("publisher", Bytewise(128), nullable=False),
+        sa.Column("name", Bytewise(128), nullable=False),
         sa.Column("tenant", sa.String(length=128), nullable=False),
         sa.ForeignKeyConstraint(
             ["publisher", "name"], ["skills.publisher", "skills.name"], name="fk_skill_grants_publisher_name_skills"
@@ -39,10 +39,10 @@ def upgrade() -> None:
     op.create_table(
         "skill_versions",
         sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("publisher", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("publisher", Bytewise(128), nullable=False),
+        sa.Column("name", Bytewise(128), nullable=False),
         sa.Column("version", sa.String(length=128), nullable=False),
-        sa.Column("sort_key", sa.String(length=512), nullable=False),
+        sa.Column("sort_key", Bytewise(512), nullable=False),
         sa.Column("prerelease", sa.Boolean(), nullable=False),
         sa.Column("digest", sa.String(length=80), nullable=False),
         sa.Column("package_digest", sa.String(length=64), nullable=False),
@@ -63,8 +63,8 @@ def upgrade() -> None:
     op.create_index("ix_skill_versions_publisher_name_sort_key", "skill_versions", ["publisher", "name", "sort_key"])
     op.create_table(
         "skill_aliases",
-        sa.Column("publisher", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("publisher", Bytewise(128), nullable=False),
+        sa.Column("name", Bytewise(128), nullable=False),
         sa.Column("alias", sa.String(length=64), nullable=False),
         sa.Column("version", sa.String(length=128), nullable=False),
         sa.ForeignKeyConstraint(

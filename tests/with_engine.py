@@ -67,10 +67,19 @@ def engine() -> Iterator[None]:
             daemon.kill()
             daemon.wait()
         SOCKET.unlink(missing_ok=True)
+        _end_shims(directory)
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for mount in sorted((mount for mount in mounts if mount.startswith(str(directory))), reverse=True):
             subprocess.run(["umount", mount], check=False)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end_shims(directory: Path) -> None:
+    """A shim outlives its engine on purpose; of one that has ended for good it is a leftover."""
+    for process in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            if str(directory) in (process / "cmdline").read_text():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def main(command: list[str]) -> int:

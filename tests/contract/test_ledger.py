@@ -280,7 +280,7 @@ async def test_summaries_add_up_exactly_by_every_group(ledger: Ledger) -> None:
         "FAILED": (1, 1),
         "PLATFORM_ERROR": (1, 0),
     }
-    by_label = await ledger.usage_summary(BILLER, Grouping(label="team"))
+    by_label = await ledger.usage_summary(BILLER, Grouping(labels=("team",)))
     assert {group.key["label:team"]: group.sums.calls for group in by_label} == {"": 2, "blue": 1, "red": 1}
     by_month = await ledger.usage_summary(BILLER, Grouping(by=("tenant",), bucket=Bucket.MONTH))
     assert [(group.key["tenant"], group.start, group.sums.calls) for group in by_month] == [
@@ -380,8 +380,9 @@ async def test_the_store_itself_refuses_a_second_record_of_one_execution(ledger:
         await tamper(
             database,
             "INSERT INTO usage_records SELECT 2, 'evt_2', execution_id, correction_of, tenant, publisher, skill,"
-            " version, outcome, billable, ended_at, billed_ms, cpu_ns, memory_reserved_byte_ns, egress_bytes,"
-            " output_bytes, body, previous_hash, hash FROM usage_records",
+            " version, entrypoint, isolation, outcome, billable, ended_at, calls, billed_ms, run_ns, cpu_ns,"
+            " memory_reserved_byte_ns, egress_in_bytes, egress_out_bytes, input_bytes, output_bytes, artifact_bytes,"
+            " body, previous_hash, hash FROM usage_records",
         )
 
 

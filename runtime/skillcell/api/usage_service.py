@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
 
 from skillcell.api.edge import caller
+from skillcell.api.usage_summary import summary_page
 from skillcell.core.errors import invalid
-from skillcell.core.types import Outcome, UsageRecord
+from skillcell.core.types import UsageRecord
 from skillcell.metering.canonical import canonical
 from skillcell.metering.ledger import Ledger
-from skillcell.metering.records import Bucket, Grouping, Head, UsageFilter, UsageGroup
+from skillcell.metering.records import Head, UsageFilter
 from skillcell.metering.verification import Defect
 from skillcell.storage.pages import decode_token, encode_token, fingerprint
-from skillcell.v1 import types_pb2, usage_pb2_grpc
 from skillcell.v1 import usage_pb2 as pb
+from skillcell.v1 import usage_pb2_grpc
 from skillcell.wire.enums import OUTCOME
-from skillcell.wire.times import duration_to_proto, instant_from_proto, instant_to_proto
+from skillcell.wire.times import duration_to_proto, instant_from_proto
 from skillcell.wire.usage import usage_to_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _BATCH = 500
 _FOLLOW_SECONDS = 0.5
-_DIMENSIONS = {
-    pb.USAGE_DIMENSION_TENANT: "tenant",
-    pb.USAGE_DIMENSION_SKILL: "skill",
-    pb.USAGE_DIMENSION_PUBLISHER: "publisher",
-    pb.USAGE_DIMENSION_VERSION: "version",
-    pb.USAGE_DIMENSION_OUTCOME: "outcome",
-}
-_BUCKETS = {
-    pb.TIME_BUCKET_HOUR: Bucket.HOUR,
-    pb.TIME_BUCKET_DAY: Bucket.DAY,
-    pb.TIME_BUCKET_MONTH: Bucket.MONTH,
-}
 _DEFECTS = {
     Defect.EDITED: pb.LedgerDefect.KIND_EDITED,
     Defect.DELETED: pb.LedgerDefect.KIND_MISSING,
@@ -88,27 +77,7 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             await asyncio.sleep(_FOLLOW_SECONDS)
 
     async def GetUsageSummary(self, request: pb.GetUsageSummaryRequest, context: Context) -> pb.GetUsageSummaryResponse:
-        unserved = [dimension for dimension in request.group_by if dimension not in _DIMENSIONS]
-        if unserved:
-            raise invalid("group_by", f"{pb.UsageDimension.Name(unserved[0])} is not served")
-        if len(request.group_by_labels) > 1:
-            raise invalid("group_by_labels", f"{len(request.group_by_labels)} labels are given; the limit is 1")
-        grouping = Grouping(
-            by=_dimensions(request.group_by),
-            label=request.group_by_labels[0] if request.group_by_labels else "",
-            bucket=_BUCKETS.get(request.bucket),
-            where=_filter(request.filter),
-        )
-        groups = await self._ledger.usage_summary(caller(), grouping)
-        question = fingerprint("summary", request.filter.SerializeToString(deterministic=True), grouping)
-        first = int(decode_token(request.page_token, question, int)[0]) if request.page_token else 0
-        size = request.page_size or 1000
-        more = len(groups) > first + size
-        return pb.GetUsageSummaryResponse(
-            groups=[_group(group) for group in groups[first : first + size]],
-            next_page_token=encode_token(question, first + size) if more else "",
-            as_of_sequence=(await self._ledger.head()).sequence,
-        )
+        return await summary_page(self._ledger, caller(), request, _filter(request.filter))
 
     async def VerifyLedger(self, request: pb.VerifyLedgerRequest, context: Context) -> pb.VerifyLedgerResponse:
         if request.from_sequence > 1 or request.to_sequence:
@@ -149,36 +118,3 @@ def _filter(message: pb.UsageFilter) -> UsageFilter:
         since=instant_from_proto(message.time.start) if message.time.HasField("start") else None,
         until=instant_from_proto(message.time.end) if message.time.HasField("end") else None,
     )
-
-
-def _dimensions(asked: Iterable[pb.UsageDimension.ValueType]) -> tuple[str, ...]:
-    """A Skill's name means something only with its publisher's."""
-    names = [_DIMENSIONS[dimension] for dimension in asked]
-    return (*names, "publisher") if "skill" in names and "publisher" not in names else tuple(names)
-
-
-def _group(group: UsageGroup) -> pb.UsageGroup:
-    key = dict(group.key)
-    labels = {name.removeprefix("label:"): key.pop(name) for name in list(key) if name.startswith("label:")}
-    outcome = key.pop("outcome", "")
-    message = pb.UsageGroup(
-        tenant=key.get("tenant", ""),
-        publisher=key.get("publisher", ""),
-        skill=f"{key['publisher']}/{key['skill']}" if "skill" in key else "",
-        version=key.get("version", ""),
-        labels=labels,
-        totals=pb.UsageTotals(
-            calls=group.sums.calls,
-            billable_calls=group.billable_calls,
-            billed_ms=group.sums.billed_ms,
-            cpu_total_ns=group.sums.cpu_ns,
-            memory_limit_byte_ns=str(group.sums.memory_reserved_byte_ns),
-            egress_out_bytes=group.sums.egress_bytes,
-            output_bytes=group.sums.output_bytes,
-        ),
-    )
-    if outcome:
-        message.outcome = OUTCOME.to_wire(Outcome(outcome))
-    if group.start is not None:
-        message.time.CopyFrom(types_pb2.TimeRange(start=instant_to_proto(group.start)))
-    return message

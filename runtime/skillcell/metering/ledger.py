@@ -8,17 +8,19 @@ Every coroutine that writes returns after the write is durable. What a reader co
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, delete, func, select
 
+from skillcell.core.corrections import Correction
 from skillcell.core.errors import Fault, FaultKind, invalid, not_found
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Principal, UsageRecord
-from skillcell.metering import listing, rows, settling, totals
+from skillcell.metering import corrections, listing, rows, settling, totals
 from skillcell.metering.records import (
     AdmitResult,
     ExecutionFilter,
@@ -124,12 +126,21 @@ class Ledger:
         self._database.withdraw(settlement.record.execution_id)
 
         def work(connection: Connection) -> UsageRecord:
-            settings = self._settings
-            record = settling.settle(connection, settlement, settings.max_tenants, settings.max_series)
+            record = settling.settle(connection, settlement, self._settings)
             self._steps(Step.SETTLE_WRITTEN)
             return record
 
         return await self._database.write(work, partial(self._steps, Step.SETTLE_COMMITTED))
+
+    async def record_correction(self, actor: Principal, correction: Correction, now: datetime) -> UsageRecord:
+        """Writes differences to a call's record behind the head; the same request_id gives what it made before.
+
+        NOT_FOUND `USAGE_RECORD_NOT_FOUND`, ALREADY_EXISTS `REQUEST_ID_REUSED`, INVALID_ARGUMENT for what is not left.
+        """
+        work = partial(
+            corrections.record_correction, actor=actor, correction=correction, now=now, bounds=self._settings
+        )
+        return await self._database.write(work)
 
     async def unsettled(self, instance_id: str | None = None) -> tuple[StoredExecution, ...]:
         """What was admitted and has not ended, oldest first; of one gateway, or of all."""
@@ -144,8 +155,10 @@ class Ledger:
             unsettled = connection.execute(open_executions).scalar_one()
             head = settling.head(connection)
             # Totals change with the head alone, so an idle ledger costs a scrape two small queries.
-            known = before.series if before is not None and before.head == head else totals.series(connection)
-            return LedgerSnapshot(head, unsettled, known)
+            if before is not None and before.head == head:
+                return replace(before, unsettled=unsettled)
+            used, corrected = (totals.series(connection, kind) for kind in totals.Kind)
+            return LedgerSnapshot(head, unsettled, used, corrected)
 
         self._snapshot = await self._database.read(look)
         return self._snapshot
@@ -198,8 +211,20 @@ class Ledger:
 
     async def usage_summary(self, principal: Principal, grouping: Grouping | None = None) -> tuple[UsageGroup, ...]:
         """Sums in integers; a biller or operator sees all tenants', others their own."""
-        tenant, chosen = _scope(principal), grouping or Grouping()
-        return await self._database.read(lambda connection: listing.summary(connection, tenant, chosen))
+        groups, _ = await self.usage_summary_as_of(principal, grouping or Grouping(), 0)
+        return groups
+
+    async def usage_summary_as_of(
+        self, principal: Principal, grouping: Grouping, as_of_sequence: int
+    ) -> tuple[tuple[UsageGroup, ...], int]:
+        """The same over the records up to one, and which that was: the head where 0 is given."""
+        tenant = _scope(principal)
+
+        def look(connection: Connection) -> tuple[tuple[UsageGroup, ...], int]:
+            last = as_of_sequence or settling.head(connection).sequence
+            return listing.summary(connection, tenant, replace(grouping, as_of_sequence=last)), last
+
+        return await self._database.read(look)
 
     async def erase_labels(self, execution_ids: tuple[str, ...]) -> int:
         """Erases labels for good and returns how many; the chain does not notice."""

@@ -7,13 +7,14 @@ offset, so that the millionth row costs what the first does, and rows that arriv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    FromClause,
     Row,
     Select,
     and_,
@@ -31,7 +32,6 @@ from skillcell.core.records import StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
 from skillcell.metering import rows
 from skillcell.metering.records import Bucket, ExecutionFilter, ExecutionPage, Grouping, Sums, UsageFilter, UsageGroup
-from skillcell.metering.totals import plus
 from skillcell.storage import tables
 from skillcell.storage.columns import exact_sum, from_microseconds, to_microseconds
 from skillcell.storage.pages import decode_token, encode_token, fingerprint
@@ -39,7 +39,7 @@ from skillcell.storage.tables import execution_labels, executions, usage_records
 
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
-_GROUPS = ("tenant", "publisher", "skill", "version", "outcome")
+_GROUPS = ("tenant", "publisher", "skill", "version", "entrypoint", "outcome", "isolation")
 
 
 def find_execution(connection: Connection, tenant: str | None, execution_id: str) -> StoredExecution | None:
@@ -111,26 +111,33 @@ def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> t
         raise invalid("group_by", f"{unknown[0]!r} is unknown; known are {', '.join(_GROUPS)}")
     columns = usage_records.c
     keys: list[ColumnElement[Any]] = [columns[name] for name in grouping.by]
-    source = usage_records
-    query = select()
-    if grouping.label:
-        labels = execution_labels.c
-        joined = and_(labels.execution_id == columns.execution_id, labels.key == grouping.label)
-        query = query.select_from(source.outerjoin(execution_labels, joined))
-        keys.append(func.coalesce(labels.value, literal_column("''")))
+    source: FromClause = usage_records
+    for number, label in enumerate(grouping.labels):
+        table = execution_labels.alias(f"group_{number}")
+        source = source.outerjoin(table, and_(table.c.execution_id == columns.execution_id, table.c.key == label))
+        keys.append(func.coalesce(table.c.value, literal_column("''")))
+    query = select().select_from(source)
     if grouping.bucket is not None:
         keys.append(_bucket(grouping.bucket))
-    calls = func.sum(_original())
+    billable = and_(columns.correction_of == "", columns.billable)
     query = query.add_columns(
         *keys,
-        calls,
+        func.sum(case((columns.correction_of == "", 1), else_=0)),
         func.sum(columns.billed_ms),
-        func.sum(columns.cpu_ns),
+        # Nanoseconds of a large ledger leave 64 bits, and SQLite's own sum would then fail.
+        exact_sum(columns.cpu_ns),
         exact_sum(columns.memory_reserved_byte_ns),
-        func.sum(columns.egress_bytes),
+        func.sum(columns.egress_in_bytes + columns.egress_out_bytes),
         func.sum(columns.output_bytes),
-        func.sum(case((and_(columns.correction_of == "", columns.billable), 1), else_=0)),
+        func.sum(case((billable, 1), else_=0)),
+        exact_sum(case((billable, columns.run_ns), else_=0)),
+        func.sum(columns.egress_in_bytes),
+        func.sum(columns.egress_out_bytes),
+        func.sum(columns.input_bytes),
+        func.sum(columns.artifact_bytes),
     )
+    if grouping.as_of_sequence:
+        query = query.where(columns.sequence <= grouping.as_of_sequence)
     if grouping.since is not None:
         query = query.where(columns.ended_at >= grouping.since)
     if grouping.until is not None:
@@ -142,29 +149,23 @@ def summary(connection: Connection, tenant: str | None, grouping: Grouping) -> t
 
 def _groups(found: Sequence[Row[Any]], grouping: Grouping) -> tuple[UsageGroup, ...]:
     """Days are merged into months here, since no two databases cut months alike."""
-    groups: dict[tuple[datetime | None, tuple[str, ...]], tuple[Sums, int]] = {}
-    named = len(grouping.by) + bool(grouping.label)
+    groups: dict[tuple[datetime | None, tuple[str, ...]], tuple[int, ...]] = {}
+    named = len(grouping.by) + len(grouping.labels)
     bucketed = grouping.bucket is not None
     for row in found:
         start = _bucket_start(grouping.bucket, int(row[named])) if grouping.bucket is not None else None
-        *amounts, billable = (int(value or 0) for value in row[named + bucketed :])
-        sums = Sums(*amounts)
+        amounts = tuple(int(value or 0) for value in row[named + bucketed :])
         key = (start, tuple(str(value) for value in row[:named]))
-        before, calls_before = groups.get(key, (Sums(), 0))
-        groups[key] = plus(before, sums), calls_before + billable
-    names = (*grouping.by, *([f"label:{grouping.label}"] if grouping.label else []))
-    if not names and not bucketed and groups == {(None, ()): (Sums(), 0)}:
+        before = groups.get(key)
+        groups[key] = tuple(map(int.__add__, before, amounts)) if before else amounts
+    names = (*grouping.by, *(f"label:{label}" for label in grouping.labels))
+    if not names and not bucketed and not any(groups.get((None, ()), ())):
         return ()
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] or datetime.min.replace(tzinfo=UTC), item[0][1]))
     return tuple(
-        UsageGroup(dict(zip(names, key, strict=True)), start, sums, billable)
-        for (start, key), (sums, billable) in ordered
+        UsageGroup(dict(zip(names, key, strict=True)), start, Sums(*amounts[:6]), *amounts[6:])
+        for (start, key), amounts in ordered
     )
-
-
-def _original() -> ColumnElement[int]:
-    """1 for the record of a call, 0 for a correction of one."""
-    return case((usage_records.c.correction_of == "", 1), else_=0)
 
 
 def _bucket(bucket: Bucket) -> ColumnElement[Any]:
@@ -176,6 +177,15 @@ def _bucket(bucket: Bucket) -> ColumnElement[Any]:
 def _bucket_start(bucket: Bucket, number: int) -> datetime:
     start = from_microseconds(number * (_HOUR_US if bucket is Bucket.HOUR else _DAY_US))
     return start.replace(day=1) if bucket is Bucket.MONTH else start
+
+
+def bucket_end(bucket: Bucket, start: datetime) -> datetime:
+    """The first instant that no longer belongs to a bucket."""
+    if bucket is Bucket.HOUR:
+        return start + timedelta(hours=1)
+    if bucket is Bucket.DAY:
+        return start + timedelta(days=1)
+    return (start + timedelta(days=31)).replace(day=1)
 
 
 def _question(

@@ -60,6 +60,7 @@ def ledger_families(snapshot: LedgerSnapshot | None, *, writable: bool) -> Itera
                 # Python divides integers with one correct rounding, however large they are.
                 family.add_metric(labels, counter.of(series.sums) / counter.per)
             yield family
+        yield from _corrections(snapshot)
         yield GaugeMetricFamily(
             "skillcell_ledger_last_sequence", "Sequence of the last usage record.", value=snapshot.head.sequence
         )
@@ -72,6 +73,17 @@ def ledger_families(snapshot: LedgerSnapshot | None, *, writable: bool) -> Itera
     yield GaugeMetricFamily(
         "skillcell_ledger_readable", "1 while the ledger can be read.", value=int(snapshot is not None)
     )
+
+
+def _corrections(snapshot: LedgerSnapshot) -> Iterator[Metric]:
+    """What corrections add to the counters: gauges, since most of them take something back."""
+    for counter in _COUNTERS:
+        name = counter.name.replace("skillcell_", "skillcell_correction_", 1)
+        family = GaugeMetricFamily(name, f"Corrections of: {counter.help}", labels=_LABELS)
+        for series in snapshot.corrections:
+            labels = (series.tenant, series.skill, series.publisher, series.outcome.value)
+            family.add_metric(labels, counter.of(series.sums) / counter.per)
+        yield family
 
 
 class CallMetrics:

@@ -94,12 +94,15 @@ class Grouping:
     """By what usage is summed. Calls without a label count under an empty value."""
 
     by: tuple[str, ...] = ()
-    """Of `tenant`, `publisher`, `skill`, `version`, `outcome`."""
-    label: str = ""
+    """Of `tenant`, `publisher`, `skill`, `version`, `entrypoint`, `outcome`, `isolation`."""
+    labels: tuple[str, ...] = ()
+    """Keys of labels, in the order of the groups' keys."""
     bucket: Bucket | None = None
     since: datetime | None = None
     until: datetime | None = None
     where: UsageFilter = UsageFilter()
+    as_of_sequence: int = 0
+    """The last record that counts; 0 for all there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,22 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class UsageGroup:
-    """One line of a summary; `key` names what was grouped by, `start` the bucket's beginning."""
+    """One line of a summary, corrections counted in, though not as calls.
+
+    `key` names what was grouped by, `start` the bucket's beginning.
+    """
 
     key: Mapping[str, str]
     start: datetime | None
     sums: Sums
     billable_calls: int = 0
     """How many of `sums.calls` are billed."""
+    run_ns: int = 0
+    """Of billable calls."""
+    egress_in_bytes: int = 0
+    egress_out_bytes: int = 0
+    input_bytes: int = 0
+    artifact_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +150,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSnapshot:
-    """The ledger at one moment: its series add up to exactly the records up to `head`."""
+    """The ledger at one moment: its series together add up to exactly the records up to `head`."""
 
     head: Head
     unsettled: int
     series: tuple[Series, ...]
+    """Of the records of calls: these never fall."""
+    corrections: tuple[Series, ...] = ()
+    """Of the corrections of records, of either sign."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Row, bindparam, insert, literal, select, update
 
@@ -61,6 +61,16 @@ _COMPLETE = (
 )
 
 
+class Bounds(Protocol):
+    """How many series the totals may show by name."""
+
+    @property
+    def max_tenants(self) -> int: ...
+
+    @property
+    def max_series(self) -> int: ...
+
+
 def admit(connection: Connection, admission: Admission) -> AdmitResult:
     """Keeps the admission, or finds the one that the same request had before."""
     if admission.request_id:
@@ -96,13 +106,10 @@ def mark_running(connection: Connection, execution_id: str, sandbox_id: str, sta
     connection.execute(_RUNNING, {"of_id": execution_id, "new_sandbox_id": sandbox_id, "new_started_at": started_at})
 
 
-def settle(connection: Connection, settlement: Settlement, max_tenants: int, max_series: int) -> UsageRecord:
+def settle(connection: Connection, settlement: Settlement, bounds: Bounds) -> UsageRecord:
     """Appends the record to the chain, adds it to the totals, completes the execution; or returns the first record."""
     given = settlement.record
-    before = head(connection)
-    record = replace(given, sequence=before.sequence + 1, previous_hash=before.hash)
-    body = canonical(record)
-    record = replace(record, hash=chain_hash(before.hash, body))
+    record, body = _chained(connection, given)
     completed = connection.execute(
         _COMPLETE,
         {
@@ -121,10 +128,29 @@ def settle(connection: Connection, settlement: Settlement, max_tenants: int, max
     )
     if not completed.rowcount:
         return _settled_before(connection, given)
-    connection.execute(_RECORD, rows.record_values(record, body))
-    totals.add(connection, record, max_tenants, max_series)
-    connection.execute(_SET_HEAD, {"new_sequence": record.sequence, "new_hash": record.hash})
+    _write(connection, record, body, bounds)
     return record
+
+
+def append(connection: Connection, given: UsageRecord, bounds: Bounds) -> UsageRecord:
+    """Appends a record that ends no execution, a correction, and adds it to the totals."""
+    record, body = _chained(connection, given)
+    _write(connection, record, body, bounds)
+    return record
+
+
+def _chained(connection: Connection, given: UsageRecord) -> tuple[UsageRecord, bytes]:
+    """The record at its place behind the head, and its canonical bytes."""
+    before = head(connection)
+    record = replace(given, sequence=before.sequence + 1, previous_hash=before.hash)
+    body = canonical(record)
+    return replace(record, hash=chain_hash(before.hash, body)), body
+
+
+def _write(connection: Connection, record: UsageRecord, body: bytes, bounds: Bounds) -> None:
+    connection.execute(_RECORD, rows.record_values(record, body))
+    totals.add(connection, record, bounds.max_tenants, bounds.max_series)
+    connection.execute(_SET_HEAD, {"new_sequence": record.sequence, "new_hash": record.hash})
 
 
 def head(connection: Connection) -> Head:

@@ -1,4 +1,7 @@
-"""Running totals by (tenant, publisher, skill, outcome), added up in the same transaction as each record.
+"""Running totals by (tenant, publisher, skill, outcome, kind), added up in the same transaction as each record.
+
+The kind keeps what was used apart from what corrections put right, because a counter must never fall and a correction
+may take something back.
 
 Each row also fixes the names it counts under in Prometheus when it is made, and they never change: past the bound, new
 tenants count under `_other`, and new Skills of a named tenant under that tenant's `_other`. So sums stay right, no
@@ -6,6 +9,8 @@ series ever falls, and a bound raised later serves only those who come later.
 """
 
 from __future__ import annotations
+
+from enum import Enum
 
 from sqlalchemy import Connection, bindparam, distinct, func, insert, select, update
 
@@ -28,9 +33,21 @@ _KEY = (
     & (totals.c.publisher == bindparam("of_publisher"))
     & (totals.c.skill == bindparam("of_skill"))
     & (totals.c.outcome == bindparam("of_outcome"))
+    & (totals.c.kind == bindparam("of_kind"))
 )
 _READ = select(*_SUMS).where(_KEY)
 _WRITE = update(totals).where(_KEY).values({column: bindparam(f"new_{column.name}") for column in _SUMS})
+
+
+class Kind(Enum):
+    """What a row of the totals adds up."""
+
+    USAGE = "USAGE"
+    CORRECTION = "CORRECTION"
+
+
+def kind_of(record: UsageRecord) -> Kind:
+    return Kind.CORRECTION if record.correction_of else Kind.USAGE
 
 
 def sums_of(record: UsageRecord) -> Sums:
@@ -63,6 +80,7 @@ def add(connection: Connection, record: UsageRecord, max_tenants: int, max_serie
         "of_publisher": record.publisher,
         "of_skill": record.skill,
         "of_outcome": record.outcome.value,
+        "of_kind": kind_of(record).value,
     }
     row = connection.execute(_READ, key).one_or_none()
     more = sums_of(record)
@@ -78,6 +96,7 @@ def add(connection: Connection, record: UsageRecord, max_tenants: int, max_serie
             "publisher": record.publisher,
             "skill": record.skill,
             "outcome": record.outcome.value,
+            "kind": kind_of(record).value,
             "series_tenant": tenant,
             "series_publisher": publisher,
             "series_skill": skill,
@@ -86,12 +105,12 @@ def add(connection: Connection, record: UsageRecord, max_tenants: int, max_serie
     )
 
 
-def series(connection: Connection) -> tuple[Series, ...]:
-    """All totals, merged under the names they count under, in the order of those names."""
+def series(connection: Connection, kind: Kind) -> tuple[Series, ...]:
+    """All totals of a kind, merged under the names they count under, in the order of those names."""
     columns = totals.c
     names = (columns.series_tenant, columns.series_publisher, columns.series_skill, columns.outcome)
     merged: dict[tuple[str, ...], Sums] = {}
-    for row in connection.execute(select(*names, *_SUMS)):
+    for row in connection.execute(select(*names, *_SUMS).where(columns.kind == kind.value)):
         key, more = tuple(row[:4]), Sums(*(int(value) for value in row[4:]))
         merged[key] = plus(merged[key], more) if key in merged else more
     return tuple(

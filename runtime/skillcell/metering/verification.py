@@ -19,7 +19,7 @@ from skillcell.metering import rows
 from skillcell.metering.canonical import GENESIS, chain_hash, parse
 from skillcell.metering.records import Head, Sums
 from skillcell.metering.settling import head
-from skillcell.metering.totals import plus, sums_of
+from skillcell.metering.totals import kind_of, plus, sums_of
 from skillcell.storage.tables import executions, original, totals, usage_records
 
 CHUNK = 1000
@@ -68,7 +68,7 @@ class Walk:
     sequence: int = 0
     hash: bytes = GENESIS
     problems: list[Problem] = field(default_factory=list)
-    sums: dict[tuple[str, str, str, str], Sums] = field(default_factory=dict)
+    sums: dict[tuple[str, str, str, str, str], Sums] = field(default_factory=dict)
 
     def advance(self, connection: Connection) -> bool:
         """Reads and checks the next records; False at the end."""
@@ -102,7 +102,7 @@ class Walk:
         for name, value in rows.record_values(record, row.body).items():
             if name not in ("hash", "previous_hash") and stored[name] != value:
                 self._report(Defect.EDITED, row.sequence, f"column {name} is not what its bytes say")
-        key = (record.tenant, record.publisher, record.skill, record.outcome.value)
+        key = (record.tenant, record.publisher, record.skill, record.outcome.value, kind_of(record).value)
         self.sums[key] = plus(self.sums.get(key, Sums()), sums_of(record))
 
     def finish(self, connection: Connection) -> Verification:
@@ -124,7 +124,7 @@ class Walk:
 
     def _compare_totals(self, connection: Connection) -> None:
         stored = {
-            (row.tenant, row.publisher, row.skill, row.outcome): Sums(
+            (row.tenant, row.publisher, row.skill, row.outcome, row.kind): Sums(
                 row.calls,
                 row.billed_ms,
                 row.cpu_ns,

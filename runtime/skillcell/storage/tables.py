@@ -29,6 +29,7 @@ from skillcell.storage.metadata import metadata
 
 _UNSETTLED = text("state <> 'COMPLETED'")
 _ORIGINAL = text("correction_of = ''")
+_CORRECTION = text("correction_of <> ''")
 
 executions = Table(
     "executions",
@@ -98,14 +99,21 @@ usage_records = Table(
     Column("publisher", String(128), nullable=False),
     Column("skill", String(128), nullable=False),
     Column("version", String(128), nullable=False),
+    Column("entrypoint", Text, nullable=False),
+    Column("isolation", String(16), nullable=False),
     Column("outcome", String(32), nullable=False),
     Column("billable", Boolean, nullable=False),
     Column("ended_at", Instant, nullable=False),
+    Column("calls", Integer, nullable=False),
     Column("billed_ms", BigInteger, nullable=False),
+    Column("run_ns", BigInteger, nullable=False),
     Column("cpu_ns", BigInteger, nullable=False),
     Column("memory_reserved_byte_ns", Exact, nullable=False),
-    Column("egress_bytes", BigInteger, nullable=False),
+    Column("egress_in_bytes", BigInteger, nullable=False),
+    Column("egress_out_bytes", BigInteger, nullable=False),
+    Column("input_bytes", BigInteger, nullable=False),
     Column("output_bytes", BigInteger, nullable=False),
+    Column("artifact_bytes", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("previous_hash", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
@@ -119,6 +127,9 @@ usage_records = Table(
     ),
     Index(None, "tenant", "sequence"),
     Index(None, "tenant", "ended_at"),
+    Index(None, "publisher", "ended_at", "sequence"),
+    Index(None, "ended_at", "sequence"),
+    Index("ix_usage_records_correction_of", "correction_of", sqlite_where=_CORRECTION, postgresql_where=_CORRECTION),
 )
 
 original = usage_records.c.correction_of == literal_column("''")
@@ -131,6 +142,8 @@ totals = Table(
     Column("publisher", String(128), primary_key=True),
     Column("skill", String(128), primary_key=True),
     Column("outcome", String(32), primary_key=True),
+    # USAGE or CORRECTION: what is corrected may fall, what was used never does.
+    Column("kind", String(16), primary_key=True),
     # The names this row counts under in Prometheus, fixed when it is made: `_other` never changes back.
     Column("series_tenant", String(128), nullable=False),
     Column("series_publisher", String(128), nullable=False),
@@ -141,6 +154,7 @@ totals = Table(
     Column("memory_reserved_byte_ns", Exact, nullable=False),
     Column("egress_bytes", Exact, nullable=False),
     Column("output_bytes", Exact, nullable=False),
+    CheckConstraint("kind IN ('USAGE', 'CORRECTION')", name="kind"),
     Index(None, "series_tenant"),
     Index(None, "series_skill"),
 )
@@ -170,6 +184,10 @@ tenants = Table(
     Column("state", String(16), nullable=False),
     Column("state_reason", Text, nullable=False),
     Column("created_at", Instant, nullable=False),
+    # Name of the plan that rates its calls; '' where the gateway's default does.
+    Column("rate_plan", String(64), nullable=False),
+    # Counts its changes; what an etag is made of.
+    Column("revision", BigInteger, nullable=False),
     CheckConstraint("state IN ('ACTIVE', 'SUSPENDED')", name="state"),
 )
 

@@ -106,6 +106,8 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=False),
         sa.Column("created_at", Instant(), nullable=False),
+        sa.Column("rate_plan", sa.String(length=64), nullable=False),
+        sa.Column("revision", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("state IN ('ACTIVE', 'SUSPENDED')", name="ck_tenants_state"),
         sa.PrimaryKeyConstraint("name", name="pk_tenants"),
     )
@@ -115,6 +117,7 @@ def upgrade() -> None:
         sa.Column("publisher", sa.String(length=128), nullable=False),
         sa.Column("skill", sa.String(length=128), nullable=False),
         sa.Column("outcome", sa.String(length=32), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("series_tenant", sa.String(length=128), nullable=False),
         sa.Column("series_publisher", sa.String(length=128), nullable=False),
         sa.Column("series_skill", sa.String(length=128), nullable=False),
@@ -124,7 +127,8 @@ def upgrade() -> None:
         sa.Column("memory_reserved_byte_ns", Exact(), nullable=False),
         sa.Column("egress_bytes", Exact(), nullable=False),
         sa.Column("output_bytes", Exact(), nullable=False),
-        sa.PrimaryKeyConstraint("tenant", "publisher", "skill", "outcome", name="pk_totals"),
+        sa.CheckConstraint("kind IN ('USAGE', 'CORRECTION')", name="ck_totals_kind"),
+        sa.PrimaryKeyConstraint("tenant", "publisher", "skill", "outcome", "kind", name="pk_totals"),
     )
     op.create_index("ix_totals_series_skill", "totals", ["series_skill"])
     op.create_index("ix_totals_series_tenant", "totals", ["series_tenant"])
@@ -140,14 +144,21 @@ def upgrade() -> None:
         sa.Column("publisher", sa.String(length=128), nullable=False),
         sa.Column("skill", sa.String(length=128), nullable=False),
         sa.Column("version", sa.String(length=128), nullable=False),
+        sa.Column("entrypoint", sa.Text(), nullable=False),
+        sa.Column("isolation", sa.String(length=16), nullable=False),
         sa.Column("outcome", sa.String(length=32), nullable=False),
         sa.Column("billable", sa.Boolean(), nullable=False),
         sa.Column("ended_at", Instant(), nullable=False),
+        sa.Column("calls", sa.Integer(), nullable=False),
         sa.Column("billed_ms", sa.BigInteger(), nullable=False),
+        sa.Column("run_ns", sa.BigInteger(), nullable=False),
         sa.Column("cpu_ns", sa.BigInteger(), nullable=False),
         sa.Column("memory_reserved_byte_ns", Exact(), nullable=False),
-        sa.Column("egress_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("egress_in_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("egress_out_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("input_bytes", sa.BigInteger(), nullable=False),
         sa.Column("output_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("artifact_bytes", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("previous_hash", sa.LargeBinary(), nullable=False),
         sa.Column("hash", sa.LargeBinary(), nullable=False),
@@ -156,6 +167,17 @@ def upgrade() -> None:
     )
     op.create_index("ix_usage_records_tenant_ended_at", "usage_records", ["tenant", "ended_at"])
     op.create_index("ix_usage_records_tenant_sequence", "usage_records", ["tenant", "sequence"])
+    op.create_index(
+        "ix_usage_records_publisher_ended_at_sequence", "usage_records", ["publisher", "ended_at", "sequence"]
+    )
+    op.create_index("ix_usage_records_ended_at_sequence", "usage_records", ["ended_at", "sequence"])
+    op.create_index(
+        "ix_usage_records_correction_of",
+        "usage_records",
+        ["correction_of"],
+        sqlite_where=sa.text("correction_of <> ''"),
+        postgresql_where=sa.text("correction_of <> ''"),
+    )
     op.create_index(
         "uq_usage_records_execution_id",
         "usage_records",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,6 @@ from ledger_stores import (
     ACME,
     BILLER,
     NOON,
-    PostgreSQL,
     admission,
     last_event,
     settlement,
@@ -28,25 +25,6 @@ from skillcell.metering.records import Bucket, ExecutionFilter, Grouping, Head, 
 from skillcell.metering.verification import Defect
 from skillcell.storage.database import Database
 from skillcell.storage.tables import executions, totals, usage_records
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    cluster: PostgreSQL = request.getfixturevalue("cluster")
-    return cluster.new_url()
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    async with await Database.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database)
 
 
 async def complete(ledger: Ledger, *, run_ns: int = 70_000_001, outcome: Outcome = Outcome.SUCCEEDED, **of: Any) -> str:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-from skillcell.storage.columns import Exact, Instant
+from skillcell.storage.columns import Bytewise, Exact, Instant
 from skillcell.storage.metadata import metadata
 
 _UNSETTLED = text("state <> 'COMPLETED'")
@@ -179,7 +179,7 @@ store_probe = Table(
 tenants = Table(
     "tenants",
     metadata,
-    Column("name", String(128), primary_key=True),
+    Column("name", Bytewise(128), primary_key=True),
     Column("display_name", Text, nullable=False),
     Column("state", String(16), nullable=False),
     Column("state_reason", Text, nullable=False),

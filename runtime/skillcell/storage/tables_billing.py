@@ -9,7 +9,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, String, Table, Text
 from sqlalchemy import UniqueConstraint as Unique
 
-from skillcell.storage.columns import Instant
+from skillcell.storage.columns import Bytewise, Instant
 from skillcell.storage.metadata import metadata
 
 tenant_publishers = Table(
@@ -22,7 +22,7 @@ tenant_publishers = Table(
 rate_plans = Table(
     "rate_plans",
     metadata,
-    Column("name", String(64), primary_key=True),
+    Column("name", Bytewise(64), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     # The document in canonical JSON; amounts in it are text.
     Column("document", Text, nullable=False),

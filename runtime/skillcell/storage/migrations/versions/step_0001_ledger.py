@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from skillcell.storage.columns import Exact, Instant
+from skillcell.storage.columns import Bytewise, Exact, Instant
 
 revision = "0001"
 down_revision = None
@@ -101,7 +101,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "tenants",
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("name", Bytewise(128), nullable=False),
         sa.Column("display_name", sa.Text(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=False),

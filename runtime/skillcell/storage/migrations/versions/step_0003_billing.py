@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from skillcell.storage.columns import Instant
+from skillcell.storage.columns import Bytewise, Instant
 
 revision = "0003"
 down_revision = "0002"
@@ -24,7 +24,7 @@ def upgrade() -> None:
     op.create_index("ix_tenant_publishers_tenant", "tenant_publishers", ["tenant"])
     op.create_table(
         "rate_plans",
-        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("name", Bytewise(64), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("document", sa.Text(), nullable=False),
         sa.Column("sha256", sa.LargeBinary(), nullable=False),

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skillcell.core.skills import Severity
+from skillcell.core.yaml_reader import YamlProblem, read_yaml
 from skillcell.registry.findings import Report
 from skillcell.registry.frontmatter import Frontmatter, read_frontmatter, read_instructions
-from skillcell.registry.yaml_reader import YamlProblem, read_yaml
 
 
 def read(text: str | bytes, folder: str = "demo", *, lenient: bool = False) -> tuple[Frontmatter, Report]:

@@ -87,3 +87,8 @@ class RatePlan:
     """Of each charge, 0 to 1; the platform keeps the rest."""
     accept_price_hints: bool = False
     created_at: datetime | None = None
+
+
+def version_number(version: str) -> int:
+    """3 of `standard/3`: versions of one plan follow each other by it. Raises ValueError for any other text."""
+    return int(version.rpartition("/")[2])

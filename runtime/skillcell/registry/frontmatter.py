@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from skillcell.core.yaml_reader import Document, YamlProblem, read_yaml
 from skillcell.registry.findings import Report, shown
-from skillcell.registry.yaml_reader import Document, YamlProblem, read_yaml
 
 MAX_FILE_BYTES = 4 << 20
 MAX_BLOCK_BYTES = 64 << 10

@@ -25,6 +25,7 @@ from skillcell.core.skills import (
     SecretRequest,
 )
 from skillcell.core.types import SECOND_NS, LimitRequest
+from skillcell.core.yaml_reader import Document, Path, YamlProblem, read_yaml
 from skillcell.registry import semver
 from skillcell.registry.findings import Report, shown
 from skillcell.registry.manifest_entrypoints import (
@@ -37,7 +38,6 @@ from skillcell.registry.manifest_entrypoints import (
     safe_path,
 )
 from skillcell.registry.quantities import milli_cpus, size_bytes
-from skillcell.registry.yaml_reader import Document, Path, YamlProblem, read_yaml
 
 FILE_NAME = "skill-runtime.yaml"
 OVERLAY_NAME = "overlay"

@@ -8,9 +8,9 @@ from typing import Any
 
 from skillcell.core.skills import ArgumentBinding, StdoutMode
 from skillcell.core.types import WorkingDir
+from skillcell.core.yaml_reader import Document
 from skillcell.registry.findings import Report, shown
 from skillcell.registry.schemas import check_schema
-from skillcell.registry.yaml_reader import Document
 
 MAX_POSITION = 10_000
 

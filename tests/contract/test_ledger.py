@@ -360,6 +360,7 @@ async def test_the_store_itself_refuses_a_second_record_of_one_execution(ledger:
             "INSERT INTO usage_records SELECT 2, 'evt_2', execution_id, correction_of, tenant, publisher, skill,"
             " version, entrypoint, isolation, outcome, billable, ended_at, calls, billed_ms, run_ns, cpu_ns,"
             " memory_reserved_byte_ns, egress_in_bytes, egress_out_bytes, input_bytes, output_bytes, artifact_bytes,"
+            " plan_version, rated_cpu_milli_ns, rated_memory_used_byte_ns, rated_memory_larger_byte_ns,"
             " body, previous_hash, hash FROM usage_records",
         )
 

@@ -25,8 +25,8 @@ from skillcell.metering.canonical import SCHEMA_VERSION
 from skillcell.storage.tables import usage_records
 from skillcell.storage.tables_billing import corrections
 
-_MOST = 10**16
-"""Of one difference: years of time or petabytes, and a thousand of them still sum within 64 bits."""
+_MOST = 10**15
+"""Of one difference: more than any call can use, and thousands of them still sum within 64 bits."""
 
 
 def corrected(

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, select
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome, UsageRecord
 from skillcell.metering.canonical import parse
+from skillcell.metering.rating.quantities import sums_of
 from skillcell.storage.tables import execution_labels, original, usage_records
 
 
@@ -84,6 +85,7 @@ def stored_execution(row: Row[Any], labels: Mapping[str, str]) -> StoredExecutio
 
 def record_values(record: UsageRecord, body: bytes) -> dict[str, Any]:
     """Columns of a row of `usage_records`: the bytes, and what of them is filtered and summed by."""
+    rated = sums_of(record)
     return {
         "sequence": record.sequence,
         "event_id": record.event_id,
@@ -108,6 +110,10 @@ def record_values(record: UsageRecord, body: bytes) -> dict[str, Any]:
         "input_bytes": record.input_bytes,
         "output_bytes": record.output_bytes,
         "artifact_bytes": record.artifact_bytes,
+        "plan_version": record.plan_version,
+        "rated_cpu_milli_ns": rated.cpu_milli_ns,
+        "rated_memory_used_byte_ns": rated.memory_used_byte_ns,
+        "rated_memory_larger_byte_ns": rated.memory_larger_byte_ns,
         "body": body,
         "previous_hash": record.previous_hash,
         "hash": record.hash,

@@ -114,6 +114,11 @@ usage_records = Table(
     Column("input_bytes", BigInteger, nullable=False),
     Column("output_bytes", BigInteger, nullable=False),
     Column("artifact_bytes", BigInteger, nullable=False),
+    # What rating makes of a record and no other column holds; 0 where it isn't billable.
+    Column("plan_version", String(128), nullable=False),
+    Column("rated_cpu_milli_ns", BigInteger, nullable=False),
+    Column("rated_memory_used_byte_ns", Exact, nullable=False),
+    Column("rated_memory_larger_byte_ns", Exact, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Column("previous_hash", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -32,6 +33,8 @@ from skillcell.engines import Engine, check_engine, engine_for, prepare_images
 from skillcell.execution import Executor, Gateway, Stages
 from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
+from skillcell.metering.auditing import Auditor, AuditSettings
+from skillcell.metering.heads import HeadFile
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
 from skillcell.metering.prometheus import CallMetrics
@@ -88,7 +91,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         database = await stack.enter_async_context(await Database.open(settings.database or data.database_url))
         steps = crash_at(settings.unsafe_crash_at)
         ledger = Ledger(database, steps=steps)
-        await ledger.check()
+        auditor = _auditor(settings, ledger)
+        await auditor.begin()
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
         catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
         limits = PackageLimits(packed_bytes=settings.publish_bytes)
@@ -126,6 +130,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
         clean_layers = _layer_collector(catalog, layers)
         await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))
+        await stack.enter_async_context(_background(auditor.run()))
         host, port = split_address(settings.metrics)
         metrics_server = await stack.enter_async_context(
             MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))
@@ -276,6 +281,11 @@ def _authenticator(data: DataDirectory) -> ApiKeys:
     return ApiKeys({hash_key(data.development_key): everything})
 
 
+def _auditor(settings: Settings, ledger: Ledger) -> Auditor:
+    often = AuditSettings(seconds=settings.verify_seconds, full_seconds=settings.verify_full_seconds)
+    return Auditor(ledger, often, HeadFile(Path(settings.head_file)) if settings.head_file else None)
+
+
 def _readiness(engine: Engine, ledger: Ledger, executor: Executor) -> Readiness:
     async def why_not() -> tuple[str, ...]:
         reasons = []
@@ -283,6 +293,7 @@ def _readiness(engine: Engine, ledger: Ledger, executor: Executor) -> Readiness:
             reasons.append("draining")
         if not await ledger.probe():
             reasons.append("the ledger can't be written")
+        reasons += [f"{problem.spoken}; new calls are refused" for problem in ledger.soundness.problems[:1]]
         try:
             await engine.driver.ready()
         except Fault as fault:

@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     """How long events and artifacts are kept after a call's end."""
     reap_seconds: float = Field(default=10.0, gt=0)
     """How often leftovers are looked for."""
+    verify_seconds: float = Field(default=60.0, gt=0)
+    """How often the ledger's new records are verified and its head is published."""
+    verify_full_seconds: float = Field(default=86_400.0, gt=0)
+    """How often all of the ledger is verified."""
+    head_file: str = ""
+    """File, best on another machine's disk, that the ledger's head is appended to as a witness; empty: the log."""
     max_message_bytes: int = Field(default=32 << 20, ge=1 << 20)
     """The largest gRPC message taken, bytes."""
     publish_bytes: int = Field(default=64 << 20, ge=1 << 20)

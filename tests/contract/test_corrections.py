@@ -92,7 +92,7 @@ async def test_the_totals_of_corrections_are_verified_too(ledger: Ledger, databa
     await database.write(lambda connection: connection.execute(edit).close())
     found = await ledger.verify()
     assert [problem.defect for problem in found.problems] == [Defect.TOTALS_DIFFER]
-    assert found.problems[0].detail.endswith("/CORRECTION")
+    assert found.problems[0].detail == "of acme/tools/extract/SUCCEEDED/CORRECTION: billed_ms is -4 instead of -5"
 
 
 async def test_the_same_request_makes_one_correction_however_often_it_comes(ledger: Ledger) -> None:

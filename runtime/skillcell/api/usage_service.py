@@ -14,9 +14,10 @@ from skillcell.api.usage_summary import summary_page
 from skillcell.core.errors import invalid
 from skillcell.core.types import UsageRecord
 from skillcell.metering.canonical import canonical
+from skillcell.metering.defects import Defect
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import Head, UsageFilter
-from skillcell.metering.verification import Defect
+from skillcell.metering.verification import MOST_PROBLEMS, Span
 from skillcell.storage.pages import decode_token, encode_token, fingerprint
 from skillcell.v1 import usage_pb2 as pb
 from skillcell.v1 import usage_pb2_grpc
@@ -31,7 +32,9 @@ _DEFECTS = {
     Defect.EDITED: pb.LedgerDefect.KIND_EDITED,
     Defect.DELETED: pb.LedgerDefect.KIND_MISSING,
     Defect.REORDERED: pb.LedgerDefect.KIND_CHAIN_BROKEN,
-    Defect.TRUNCATED: pb.LedgerDefect.KIND_WITNESS_DIFFERS,
+    Defect.TRUNCATED: pb.LedgerDefect.KIND_TRUNCATED,
+    Defect.HEAD_DIFFERS: pb.LedgerDefect.KIND_HEAD_DIFFERS,
+    Defect.WITNESS_DIFFERS: pb.LedgerDefect.KIND_WITNESS_DIFFERS,
     Defect.TOTALS_DIFFER: pb.LedgerDefect.KIND_TOTALS_DIFFER,
     Defect.RECORD_MISSING: pb.LedgerDefect.KIND_RECORD_COUNT,
 }
@@ -80,24 +83,32 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         return await summary_page(self._ledger, caller(), request, _filter(request.filter))
 
     async def VerifyLedger(self, request: pb.VerifyLedgerRequest, context: Context) -> pb.VerifyLedgerResponse:
-        if request.from_sequence > 1 or request.to_sequence:
-            raise invalid("from_sequence", "the whole ledger is verified; leave from_sequence and to_sequence unset")
         witness = None
         if request.HasField("witness"):
-            witness = Head(request.witness.sequence, request.witness.hash)
+            witness = Head(_sequence("witness.sequence", request.witness.sequence), request.witness.hash)
         began = time.monotonic_ns()
-        verification = await self._ledger.verify(witness)
+        span = Span(
+            _sequence("from_sequence", request.from_sequence) or 1, _sequence("to_sequence", request.to_sequence)
+        )
+        verification = await self._ledger.verify(witness, span=span, by="VerifyLedger")
         head = pb.LedgerHead(sequence=verification.head.sequence, hash=verification.head.hash)
         return pb.VerifyLedgerResponse(
             intact=verification.whole,
             records_checked=verification.records,
             defects=[
                 pb.LedgerDefect(kind=_DEFECTS[problem.defect], sequence=problem.sequence, detail=problem.detail)
-                for problem in verification.problems
+                for problem in verification.problems[:MOST_PROBLEMS]
             ],
             head=head,
             duration=duration_to_proto(time.monotonic_ns() - began),
         )
+
+
+def _sequence(field: str, value: int) -> int:
+    """A place in the ledger; stores count in 63 bits."""
+    if value >= 1 << 63:
+        raise invalid(field, f"is {value}; a sequence is below 2^63")
+    return value
 
 
 def _record(record: UsageRecord, with_bytes: bool) -> pb.UsageRecord:

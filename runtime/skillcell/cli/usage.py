@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from skillcell.cli import exits, options
-from skillcell.cli.connection import connection, run
+from skillcell.cli.connection import connection, fail, run
 from skillcell.cli.present import printable
 
 if TYPE_CHECKING:
@@ -154,25 +156,77 @@ def verify(
     *,
     from_sequence: Annotated[int, typer.Option("--from", min=0, help="First record; 0 for the first of all.")] = 0,
     to_sequence: Annotated[int, typer.Option("--to", min=0, help="Last record; 0 for the head.")] = 0,
+    witness: Annotated[
+        str,
+        typer.Option(
+            "--witness",
+            metavar="SEQ:HASH|@FILE",
+            help="A head that `usage head` printed before, or a file whose last line is one.",
+        ),
+    ] = "",
     as_json: options.Json = False,
     server: options.Server = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Check the ledger's hash chain and totals; exit code 1 when something is wrong."""
+    """Check the ledger's hash chain, head, totals and executions; exit code 1 when something is wrong.
+
+    What is found stops new calls, and nothing found in the whole ledger lets them in again.
+    """
+    seen = _witness(witness) if witness else None
 
     async def work(client: SkillcellClient) -> int:
         from skillcell.cli.present import print_json
 
-        found = await client.usage.verify(from_sequence=from_sequence, to_sequence=to_sequence)
+        found = await client.usage.verify(from_sequence=from_sequence, to_sequence=to_sequence, witness=seen)
         if as_json:
             print_json(found)
         else:
             for defect in found.defects:
-                sys.stdout.write(printable(f"record {defect.sequence}: {defect.kind.lower()} {defect.detail}") + "\n")
+                where = f"record {defect.sequence}" if defect.sequence else "ledger"
+                sys.stdout.write(printable(f"{where}: {defect.kind.lower()} {defect.detail}") + "\n")
             state = "intact" if found.intact else "NOT intact"
             sys.stdout.write(f"{state}: {found.records_checked} records checked\n")
             if found.head_sequence:
-                sys.stdout.write(f"head {found.head_sequence} {found.head_hash.hex()}\n")
+                sys.stdout.write(f"head {found.head_sequence}:{found.head_hash.hex()}\n")
         return 0 if found.intact else exits.FAILED
 
     run(connection(server, api_key), work, as_json=as_json)
+
+
+@app.command()
+def head(
+    *,
+    as_json: options.Json = False,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Print the ledger's head as SEQUENCE:HASH, to be kept elsewhere as a witness for `usage verify --witness`."""
+
+    async def work(client: SkillcellClient) -> int:
+        from skillcell.cli.present import print_json
+
+        found = await client.usage.head()
+        if as_json:
+            print_json({"sequence": found.head_sequence, "hash": found.head_hash.hex()})
+        elif found.head_sequence:
+            sys.stdout.write(f"{found.head_sequence}:{found.head_hash.hex()}\n")
+        return 0 if found.intact else exits.FAILED
+
+    run(connection(server, api_key), work, as_json=as_json)
+
+
+def _witness(text: str) -> tuple[int, bytes]:
+    """Of `SEQ:HASH`, or the last line of `@FILE` that is one."""
+    lines = [text]
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            fail(f"--witness {text}: {error.strerror}", 2)
+    heads = [match for match in (_HEAD.fullmatch(line.strip()) for line in lines) if match]
+    if not heads:
+        fail(f"--witness {text}: is not SEQUENCE:HASH with 64 hexadecimal digits, nor @ and a file that ends in one", 2)
+    return int(heads[-1][1]), bytes.fromhex(heads[-1][2])
+
+
+_HEAD = re.compile(r"([0-9]{1,18}):([0-9A-Fa-f]{64})(?:\s.*)?")

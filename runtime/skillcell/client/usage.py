@@ -90,10 +90,19 @@ class UsageCalls:
                 return UsageSummary(tuple(groups), answer.as_of_sequence)
             request.page_token = answer.next_page_token
 
-    async def verify(self, *, from_sequence: int = 0, to_sequence: int = 0) -> Verification:
-        """Reads the hash chain again, 0 meaning its ends."""
+    async def verify(
+        self, *, from_sequence: int = 0, to_sequence: int = 0, witness: tuple[int, bytes] | None = None
+    ) -> Verification:
+        """Reads the hash chain again, 0 meaning its ends; `witness` is a head seen before, which it must still hold."""
         request = pb.VerifyLedgerRequest(from_sequence=from_sequence, to_sequence=to_sequence)
+        if witness is not None:
+            request.witness.CopyFrom(pb.LedgerHead(sequence=witness[0], hash=witness[1]))
         return convert.verification(await ask(self._stub.VerifyLedger(request, metadata=self._metadata)))
+
+    async def head(self) -> Verification:
+        """The newest record alone, checked: its sequence and hash are a witness for later."""
+        newest = await ask(self._stub.GetUsageSummary(pb.GetUsageSummaryRequest(), metadata=self._metadata))
+        return await self.verify(from_sequence=newest.as_of_sequence)
 
 
 def _filter(

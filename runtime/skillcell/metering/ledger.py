@@ -7,7 +7,8 @@ Every coroutine that writes returns after the write is durable. What a reader co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -16,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, delete, func, select
 
 from skillcell.core.corrections import Correction
-from skillcell.core.errors import Fault, FaultKind, invalid, not_found
+from skillcell.core.errors import invalid, not_found
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Principal, UsageRecord
 from skillcell.metering import corrections, listing, rows, settling, totals
+from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.records import (
     AdmitResult,
     ExecutionFilter,
@@ -32,13 +34,15 @@ from skillcell.metering.records import (
     UsageFilter,
     UsageGroup,
 )
-from skillcell.metering.verification import Verification, Walk
+from skillcell.metering.soundness import Soundness
+from skillcell.metering.verification import Span, Verification, Walk, against_witness
 from skillcell.storage.database import Database
-from skillcell.storage.tables import execution_labels, executions, unsettled, usage_records
+from skillcell.storage.tables import execution_labels, executions, unsettled
 
 _SEES_ALL = frozenset({"biller", "operator"})
 _RUNNING_DELAY_SECONDS = 0.25
 _MAX_PAGE = 1000
+_ALL = Span()
 
 
 class LedgerSettings(BaseModel):
@@ -60,6 +64,8 @@ class Ledger:
         self._steps = steps
         self._settings = settings or LedgerSettings()
         self._snapshot: LedgerSnapshot | None = None
+        self._soundness = Soundness(database)
+        self._verifying = asyncio.Lock()
 
     @property
     def writable(self) -> bool:
@@ -70,32 +76,28 @@ class Ledger:
         """Whether a write would be kept now."""
         return await self._database.probe()
 
+    @property
+    def soundness(self) -> Soundness:
+        """What is known to be wrong with it."""
+        return self._soundness
+
     async def check(self) -> Head:
-        """Quick look at start: the last record must be the head. DATA_LOSS `LEDGER_BROKEN` naming the row."""
-
-        def look(connection: Connection) -> tuple[Head, Head]:
-            columns = usage_records.c
-            last = select(columns.sequence, columns.hash).order_by(columns.sequence.desc()).limit(1)
-            row = connection.execute(last).one_or_none()
-            kept = settling.head(connection)
-            return kept, Head(row.sequence, row.hash) if row else Head(0, kept.hash)
-
-        kept, last = await self._database.read(look)
-        if kept != last:
-            raise Fault(
-                FaultKind.DATA_LOSS,
-                "LEDGER_BROKEN",
-                f"the ledger's head is record {kept.sequence}, but its last record is {last.sequence}; no call is "
-                "accepted until an operator has looked at it",
-                metadata={"head": str(kept.sequence), "last": str(last.sequence)},
-            )
+        """Quick look: what was found before, and whether the last record is the head. What is wrong goes to
+        `soundness`, which refuses new calls from then on; reads and the end of running calls go on."""
+        await self._soundness.refresh()
+        kept, last = await self._database.read(settling.ends)
+        problem = settling.end_problem(kept, last)
+        if problem is not None:
+            await self._soundness.found((problem,), "a look at the ends")
         return kept
 
     async def admit(self, admission: Admission) -> AdmitResult:
         """Keeps an admission, durably. The same request_id and hash gives the execution it had before.
 
-        ALREADY_EXISTS `REQUEST_ID_REUSED` for another hash; UNAVAILABLE `LEDGER_UNAVAILABLE` when nothing can be kept.
+        ALREADY_EXISTS `REQUEST_ID_REUSED` for another hash; UNAVAILABLE `LEDGER_UNAVAILABLE` when nothing can be kept;
+        DATA_LOSS `LEDGER_BROKEN` while a record is known to be changed or gone.
         """
+        self._soundness.refuse_if_broken()
 
         def work(connection: Connection) -> AdmitResult:
             admitted = settling.admit(connection, admission)
@@ -124,19 +126,24 @@ class Ledger:
         A second settlement of the same execution changes nothing and returns the first record.
         """
         self._database.withdraw(settlement.record.execution_id)
+        broken: list[Problem] = []
 
         def work(connection: Connection) -> UsageRecord:
-            record = settling.settle(connection, settlement, self._settings)
+            record = settling.settle(connection, settlement, self._settings, broken.append)
             self._steps(Step.SETTLE_WRITTEN)
             return record
 
-        return await self._database.write(work, partial(self._steps, Step.SETTLE_COMMITTED))
+        record = await self._database.write(work, partial(self._steps, Step.SETTLE_COMMITTED))
+        await self._soundness.found(broken, "a settlement")
+        return record
 
     async def record_correction(self, actor: Principal, correction: Correction, now: datetime) -> UsageRecord:
         """Writes differences to a call's record behind the head; the same request_id gives what it made before.
 
-        NOT_FOUND `USAGE_RECORD_NOT_FOUND`, ALREADY_EXISTS `REQUEST_ID_REUSED`, INVALID_ARGUMENT for what is not left.
+        NOT_FOUND `USAGE_RECORD_NOT_FOUND`, ALREADY_EXISTS `REQUEST_ID_REUSED`, INVALID_ARGUMENT for what is not left;
+        DATA_LOSS `LEDGER_BROKEN` while a record is known to be changed or gone.
         """
+        self._soundness.refuse_if_broken()
         work = partial(
             corrections.record_correction, actor=actor, correction=correction, now=now, bounds=self._settings
         )
@@ -147,7 +154,10 @@ class Ledger:
         return await self._database.read(partial(listing.unsettled, instance_id=instance_id))
 
     async def snapshot(self) -> LedgerSnapshot:
-        """What Prometheus shows, all of one moment. It holds every call whose settlement has returned."""
+        """What Prometheus shows, all of one moment. It holds every call whose settlement has returned.
+
+        DATA_LOSS `LEDGER_BROKEN` where somebody left in the totals what is no number.
+        """
         before = self._snapshot
         open_executions = select(func.count()).select_from(executions).where(unsettled)
 
@@ -160,7 +170,10 @@ class Ledger:
             used, corrected = (totals.series(connection, kind) for kind in totals.Kind)
             return LedgerSnapshot(head, unsettled, used, corrected)
 
-        self._snapshot = await self._database.read(look)
+        try:
+            self._snapshot = await self._database.read(look)
+        except ValueError as error:
+            raise ledger_broken(Problem(Defect.TOTALS_DIFFER, 0, "they can't be read")) from error
         return self._snapshot
 
     async def get_execution(self, principal: Principal, execution_id: str) -> StoredExecution:
@@ -235,13 +248,54 @@ class Ledger:
         """The end of the chain; publish it where this ledger can't reach, and it witnesses."""
         return await self._database.read(settling.head)
 
-    async def verify(self, witness: Head | None = None, progress: Callable[[int], None] | None = None) -> Verification:
-        """Checks every record, the head, the totals and the executions; `progress` hears how many were read."""
-        walk = Walk(witness)
-        while await self._database.read(walk.advance):
-            if progress is not None:
-                progress(walk.records)
-        return await self._database.read(walk.finish)
+    async def verify(
+        self,
+        witness: Head | None = None,
+        progress: Callable[[int], None] | None = None,
+        span: Span = _ALL,
+        by: str = "a verification",
+    ) -> Verification:
+        """Checks records, and of the whole ledger head, totals and executions too; `progress` hears how many were read.
+
+        What it finds stops new calls, and a whole ledger without a defect lets them in again. A witness only tells:
+        it may be wrong itself. OUT_OF_RANGE for a span that the ledger does not reach.
+        """
+        walk = Walk(span, witness)
+        await self._database.read(walk.begin)
+        async with self._verifying:
+            return await self.examine(walk, by, progress or _deaf)
+
+    async def examine(self, walk: Walk, by: str, progress: Callable[[int], Awaitable[None] | None]) -> Verification:
+        """Carries a walk to the end of the ledger; one that went there before goes on from where it stood."""
+        known = self._soundness.problems
+        steps = (walk.advance, walk.close, walk.match) if walk.thorough else (walk.advance, walk.close)
+        for step in steps:
+            more = True
+            while more:
+                more = bool(await self._database.read(step))
+                heard = progress(walk.records)
+                if heard is not None:
+                    await heard
+        result = walk.result()
+        await self.compare(self._soundness.published)
+        if walk.thorough:
+            await self._soundness.conclude(result, by, known)
+        else:
+            await self._soundness.found(result.own, by)
+            if walk.span.whole and not result.own:
+                self._soundness.whole_up_to(result.head)
+        return replace(result, claimed=(*self._soundness.claimed, *result.claimed))
+
+    async def resume(self, walk: Walk) -> None:
+        """Makes a walk that found nothing ready to go on."""
+        await self._database.read(walk.resume)
+
+    async def compare(self, published: Head | None) -> None:
+        """Looks whether the ledger still holds a head that was published; what it says stops new calls."""
+        problem = None
+        if published is not None:
+            problem = await self._database.read(partial(against_witness, witness=published))
+        self._soundness.claim(published, problem)
 
 
 def _scope(principal: Principal) -> str | None:
@@ -252,3 +306,7 @@ def _page_size(size: int) -> int:
     if size < 0:
         raise invalid("page_size", f"is {size}; it must be at least 0")
     return min(size or 50, _MAX_PAGE)
+
+
+def _deaf(_: int) -> None:
+    """Nobody wants to hear how far a verification is."""

@@ -20,8 +20,9 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 
 from skillcell.core.errors import Fault, unavailable
-from skillcell.metering.prometheus import CallMetrics, Exposition, ledger_families
+from skillcell.metering.prometheus import CallMetrics, Exposition, LedgerState, ledger_families
 from skillcell.metering.records import LedgerSnapshot
+from skillcell.metering.soundness import Soundness
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class MeteredLedger(Protocol):
     @property
     def writable(self) -> bool:
         """Whether the last write was kept."""
+        ...
+
+    @property
+    def soundness(self) -> Soundness:
+        """What is known to be wrong with it."""
         ...
 
     async def probe(self) -> bool:
@@ -154,10 +160,10 @@ class MetricsServer:
                 return _Reply(HTTPStatus.NOT_FOUND, b"try /metrics, /healthz or /readyz\n")
 
     async def _metrics(self, accept: str, *, ledger: bool, process: bool) -> _Reply:
-        snapshot, writable = (await self._look()) if ledger else (None, False)
+        looked = (await self._look()) if ledger else None
 
         def render() -> tuple[bytes, str]:
-            families = tuple(ledger_families(snapshot, writable=writable)) if ledger else ()
+            families = tuple(ledger_families(*looked)) if looked is not None else ()
             of_process = self._calls.registry.collect() if process else ()
             encode, content_type = choose_encoder(accept)
             return encode(Exposition((families, of_process))), content_type
@@ -165,14 +171,21 @@ class MetricsServer:
         body, content_type = await asyncio.to_thread(render)
         return _Reply(HTTPStatus.OK, body, content_type)
 
-    async def _look(self) -> tuple[LedgerSnapshot | None, bool]:
+    async def _look(self) -> tuple[LedgerSnapshot | None, LedgerState]:
         """A ledger that failed is tried again here, so that its gauge recovers without a call being risked."""
         writable = self._ledger.writable or await self._ledger.probe()
+        sound = self._ledger.soundness
+        state = LedgerState(
+            writable,
+            sound.count,
+            sound.verified.sequence if sound.verified is not None else 0,
+            sound.verified_at.timestamp() if sound.verified_at is not None else None,
+        )
         try:
-            return await self._ledger.snapshot(), writable
+            return await self._ledger.snapshot(), state
         except Fault as fault:
             _log.warning("the ledger can't be read for a scrape: %s", fault)
-            return None, writable
+            return None, state
 
 
 def _accept(headers: list[str]) -> str:

@@ -50,7 +50,19 @@ _COUNTERS = (
 )
 
 
-def ledger_families(snapshot: LedgerSnapshot | None, *, writable: bool) -> Iterator[Metric]:
+@dataclass(frozen=True, slots=True)
+class LedgerState:
+    """How the ledger is, besides what is in it."""
+
+    writable: bool
+    mismatches: int = 0
+    """Defects that are known."""
+    verified_sequence: int = 0
+    verified_at: float | None = None
+    """Unix seconds of the last verification that found nothing; None before the first."""
+
+
+def ledger_families(snapshot: LedgerSnapshot | None, state: LedgerState) -> Iterator[Metric]:
     """The ledger's families; without a snapshot, since it can't be read, only that it can't."""
     if snapshot is not None:
         for counter in _COUNTERS:
@@ -68,11 +80,26 @@ def ledger_families(snapshot: LedgerSnapshot | None, *, writable: bool) -> Itera
             "skillcell_ledger_unsettled_executions", "Executions admitted and not ended.", value=snapshot.unsettled
         )
     yield GaugeMetricFamily(
-        "skillcell_ledger_writable", "1 while the ledger keeps what is written.", value=int(writable)
+        "skillcell_ledger_writable", "1 while the ledger keeps what is written.", value=int(state.writable)
     )
     yield GaugeMetricFamily(
         "skillcell_ledger_readable", "1 while the ledger can be read.", value=int(snapshot is not None)
     )
+    yield GaugeMetricFamily(
+        "skillcell_ledger_broken", "1 while new calls are refused for a defect.", value=int(state.mismatches > 0)
+    )
+    yield GaugeMetricFamily(
+        "skillcell_ledger_mismatches", "Defects that verification knows of.", value=state.mismatches
+    )
+    yield GaugeMetricFamily(
+        "skillcell_ledger_verified_sequence", "Record up to which all was verified.", value=state.verified_sequence
+    )
+    if state.verified_at is not None:
+        yield GaugeMetricFamily(
+            "skillcell_ledger_verified_timestamp_seconds",
+            "When everything was last found whole.",
+            value=state.verified_at,
+        )
 
 
 def _corrections(snapshot: LedgerSnapshot) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, select
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome, UsageRecord
 from skillcell.metering.canonical import parse
+from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.rating.quantities import sums_of
 from skillcell.storage.tables import execution_labels, original, usage_records
 
@@ -121,8 +122,12 @@ def record_values(record: UsageRecord, body: bytes) -> dict[str, Any]:
 
 
 def usage_record(row: Row[Any], labels: Mapping[str, str]) -> UsageRecord:
-    """The record of a row's bytes, with its place in the chain."""
-    return replace(parse(row.body), previous_hash=row.previous_hash, hash=row.hash, labels=labels)
+    """The record of a row's bytes, with its place in the chain. DATA_LOSS `LEDGER_BROKEN` for bytes that are none."""
+    try:
+        record = parse(row.body)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ledger_broken(Problem(Defect.EDITED, row.sequence, "its bytes can't be read")) from error
+    return replace(record, previous_hash=row.previous_hash, hash=row.hash, labels=labels)
 
 
 def labels_of(connection: Connection, execution_ids: Iterable[str]) -> dict[str, dict[str, str]]:

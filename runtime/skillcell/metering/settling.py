@@ -8,17 +8,19 @@ running it and every call pays for both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Row, bindparam, insert, literal, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, literal, select, update
 
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
 from skillcell.metering import rows, totals
-from skillcell.metering.canonical import canonical, chain_hash
+from skillcell.metering.canonical import GENESIS, canonical, chain_hash
+from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.records import AdmitResult, Head, Settlement
 from skillcell.storage.tables import execution_labels, executions, ledger_head, usage_records
 
@@ -26,6 +28,10 @@ _ADMIT = insert(executions)
 _LABEL = insert(execution_labels)
 _RECORD = insert(usage_records)
 _HEAD = select(ledger_head.c.sequence, ledger_head.c.hash)
+_NEWEST = select(func.max(usage_records.c.sequence)).scalar_subquery()
+_ENDS = select(ledger_head.c.sequence, ledger_head.c.hash, usage_records.c.sequence, usage_records.c.hash).select_from(
+    ledger_head.outerjoin(usage_records, usage_records.c.sequence == _NEWEST)
+)
 _SET_HEAD = update(ledger_head).values(sequence=bindparam("new_sequence"), hash=bindparam("new_hash"))
 _OF_REQUEST = select(executions).where(
     executions.c.tenant == bindparam("of_tenant"), executions.c.request_id == bindparam("of_request")
@@ -106,10 +112,19 @@ def mark_running(connection: Connection, execution_id: str, sandbox_id: str, sta
     connection.execute(_RUNNING, {"of_id": execution_id, "new_sandbox_id": sandbox_id, "new_started_at": started_at})
 
 
-def settle(connection: Connection, settlement: Settlement, bounds: Bounds) -> UsageRecord:
-    """Appends the record to the chain, adds it to the totals, completes the execution; or returns the first record."""
+def settle(
+    connection: Connection,
+    settlement: Settlement,
+    bounds: Bounds,
+    on_broken: Callable[[Problem], None] | None = None,
+) -> UsageRecord:
+    """Appends the record to the chain, adds it to the totals, completes the execution; or returns the first record.
+
+    `on_broken` hears, on this thread, of a chain whose end is not what the head says. The call is settled all the same,
+    behind whichever of the two is further: what it used was used, and its record covers nothing up.
+    """
     given = settlement.record
-    record, body = _chained(connection, given)
+    record, body = _chained(connection, given, on_broken)
     completed = connection.execute(
         _COMPLETE,
         {
@@ -133,18 +148,40 @@ def settle(connection: Connection, settlement: Settlement, bounds: Bounds) -> Us
 
 
 def append(connection: Connection, given: UsageRecord, bounds: Bounds) -> UsageRecord:
-    """Appends a record that ends no execution, a correction, and adds it to the totals."""
-    record, body = _chained(connection, given)
+    """Appends a record that ends no execution, a correction, and adds it to the totals. DATA_LOSS `LEDGER_BROKEN`."""
+    record, body = _chained(connection, given, _refuse)
     _write(connection, record, body, bounds)
     return record
 
 
-def _chained(connection: Connection, given: UsageRecord) -> tuple[UsageRecord, bytes]:
+def _refuse(problem: Problem) -> None:
+    raise ledger_broken(problem)
+
+
+def _chained(
+    connection: Connection, given: UsageRecord, on_broken: Callable[[Problem], None] | None
+) -> tuple[UsageRecord, bytes]:
     """The record at its place behind the head, and its canonical bytes."""
-    before = head(connection)
+    kept, last = ends(connection)
+    before, problem = kept, end_problem(kept, last)
+    if problem is not None:
+        before = _further(connection, kept, last)
+        if on_broken is not None:
+            on_broken(problem)
     record = replace(given, sequence=before.sequence + 1, previous_hash=before.hash)
     body = canonical(record)
     return replace(record, hash=chain_hash(before.hash, body)), body
+
+
+def _further(connection: Connection, kept: Head, last: Head) -> Head:
+    """Of two ends that differ, the one to go on from; of two that end alike, the one that the last record's bytes
+    speak for."""
+    if kept.sequence != last.sequence:
+        return kept if kept.sequence > last.sequence else last
+    columns = usage_records.c
+    query = select(columns.previous_hash, columns.body).where(columns.sequence == last.sequence)
+    previous, body = connection.execute(query).one()
+    return last if chain_hash(previous, body) == last.hash else kept
 
 
 def _write(connection: Connection, record: UsageRecord, body: bytes, bounds: Bounds) -> None:
@@ -157,6 +194,23 @@ def head(connection: Connection) -> Head:
     """The end of the chain as the ledger itself has it."""
     sequence, digest = connection.execute(_HEAD).one()
     return Head(sequence, digest)
+
+
+def ends(connection: Connection) -> tuple[Head, Head]:
+    """The kept head, and the last record that is there: the same in a ledger that is whole."""
+    kept_sequence, kept_hash, sequence, digest = connection.execute(_ENDS).one()
+    return Head(kept_sequence, kept_hash), Head(0, GENESIS) if sequence is None else Head(sequence, digest)
+
+
+def end_problem(kept: Head, last: Head) -> Problem | None:
+    """What the two ends alone show."""
+    if kept.sequence > last.sequence:
+        return Problem(Defect.TRUNCATED, last.sequence + 1, f"the head is at record {kept.sequence}")
+    if kept.sequence < last.sequence:
+        return Problem(Defect.HEAD_DIFFERS, kept.sequence, f"the head is behind record {last.sequence}")
+    if kept.hash != last.hash:
+        return Problem(Defect.HEAD_DIFFERS, kept.sequence, "the head's hash is not the last record's")
+    return None
 
 
 def _by_request(connection: Connection, tenant: str, request_id: str) -> Row[Any] | None:

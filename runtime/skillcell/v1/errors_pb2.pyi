@@ -133,6 +133,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED. This gateway does not serve the RPC, or not in this form."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 121
     """INTERNAL. A defect of the gateway."""
+    ERROR_REASON_LEDGER_BROKEN: _ErrorReason.ValueType  # 130
+    """DATA_LOSS. A record of the usage ledger was changed or is gone; metadata: sequence, defect, defects. No new call is
+    accepted until an operator has restored it; those that were admitted go on and can be read.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """A call that is refused before it is admitted ends with a gRPC status, and nothing is recorded or billed. The status
@@ -269,4 +273,8 @@ ERROR_REASON_NOT_SERVED: ErrorReason.ValueType  # 120
 """UNIMPLEMENTED. This gateway does not serve the RPC, or not in this form."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 121
 """INTERNAL. A defect of the gateway."""
+ERROR_REASON_LEDGER_BROKEN: ErrorReason.ValueType  # 130
+"""DATA_LOSS. A record of the usage ledger was changed or is gone; metadata: sequence, defect, defects. No new call is
+accepted until an operator has restored it; those that were admitted go on and can be read.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -139,6 +139,8 @@ class ExecutionServiceServicer:
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+        is accepted until an operator has restored it. Tell the operator; do not retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +180,8 @@ class ExecutionServiceServicer:
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+        is accepted until an operator has restored it. Tell the operator; do not retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +219,8 @@ class ExecutionServiceServicer:
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+        is accepted until an operator has restored it. Tell the operator; do not retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,6 +75,8 @@ class ExecutionServiceStub:
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     ExecuteInteractive: _grpc.StreamStreamMultiCallable[_execution_pb2.ExecuteInteractiveRequest, _execution_pb2.ExecuteInteractiveResponse]
     """The same with live standard input and signals. The first message must be `start`, and no other may be; then, in
@@ -110,6 +112,8 @@ class ExecutionServiceStub:
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     StartExecution: _grpc.UnaryUnaryMultiCallable[_execution_pb2.StartExecutionRequest, _execution_pb2.StartExecutionResponse]
     """Admits a call and returns at once; it runs on whatever becomes of the client. Follow it with WatchExecution.
@@ -143,6 +147,8 @@ class ExecutionServiceStub:
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     GetExecution: _grpc.UnaryUnaryMultiCallable[_execution_pb2.GetExecutionRequest, _execution_pb2.GetExecutionResponse]
     """The state of one execution, and its end once it has one.
@@ -272,6 +278,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     ExecuteInteractive: _aio.StreamStreamMultiCallable[_execution_pb2.ExecuteInteractiveRequest, _execution_pb2.ExecuteInteractiveResponse]  # type: ignore[assignment]
     """The same with live standard input and signals. The first message must be `start`, and no other may be; then, in
@@ -307,6 +315,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     StartExecution: _aio.UnaryUnaryMultiCallable[_execution_pb2.StartExecutionRequest, _execution_pb2.StartExecutionResponse]  # type: ignore[assignment]
     """Admits a call and returns at once; it runs on whatever becomes of the client. Follow it with WatchExecution.
@@ -340,6 +350,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
     - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
     - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+    - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+      is accepted until an operator has restored it. Tell the operator; do not retry.
     """
     GetExecution: _aio.UnaryUnaryMultiCallable[_execution_pb2.GetExecutionRequest, _execution_pb2.GetExecutionResponse]  # type: ignore[assignment]
     """The state of one execution, and its end once it has one.
@@ -472,6 +484,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+          is accepted until an operator has restored it. Tell the operator; do not retry.
         """
 
     @_abc_1.abstractmethod
@@ -513,6 +527,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+          is accepted until an operator has restored it. Tell the operator; do not retry.
         """
 
     @_abc_1.abstractmethod
@@ -552,6 +568,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         - RESOURCE_EXHAUSTED / DEADLINE_UNREACHABLE: it could not start in time; allow more time or come back later.
         - UNAVAILABLE / NO_CAPACITY: no sandbox can be had now; wait as RetryInfo says, then send the same again.
         - UNAVAILABLE / DRIVER_UNAVAILABLE: the container engine does not answer; retry with back-off.
+        - DATA_LOSS / LEDGER_BROKEN: a usage record was changed or is gone, as metadata says (sequence, defect); nothing new
+          is accepted until an operator has restored it. Tell the operator; do not retry.
         """
 
     @_abc_1.abstractmethod

@@ -942,7 +942,7 @@ class VerifyLedgerRequest(_message.Message):
     TO_SEQUENCE_FIELD_NUMBER: _builtins.int
     WITNESS_FIELD_NUMBER: _builtins.int
     from_sequence: _builtins.int
-    """First record to check; 0 for the first of all."""
+    """First record to check; 0 for the first of all. Totals and executions are compared only where all is checked."""
     to_sequence: _builtins.int
     """Last one; 0 for the head."""
     @_builtins.property
@@ -1030,7 +1030,11 @@ class LedgerDefect(_message.Message):
         KIND_WITNESS_DIFFERS: LedgerDefect._Kind.ValueType  # 5
         """The witness's hash is not in the chain."""
         KIND_RECORD_COUNT: LedgerDefect._Kind.ValueType  # 6
-        """A settled execution has no record, or two."""
+        """A settled execution has no record, or an open one has."""
+        KIND_TRUNCATED: LedgerDefect._Kind.ValueType  # 7
+        """Records at the end are gone: the head, or a witness, knows of more. `sequence` is the first that is missing."""
+        KIND_HEAD_DIFFERS: LedgerDefect._Kind.ValueType  # 8
+        """The head is not the last record."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What kind."""
@@ -1047,7 +1051,11 @@ class LedgerDefect(_message.Message):
     KIND_WITNESS_DIFFERS: LedgerDefect.Kind.ValueType  # 5
     """The witness's hash is not in the chain."""
     KIND_RECORD_COUNT: LedgerDefect.Kind.ValueType  # 6
-    """A settled execution has no record, or two."""
+    """A settled execution has no record, or an open one has."""
+    KIND_TRUNCATED: LedgerDefect.Kind.ValueType  # 7
+    """Records at the end are gone: the head, or a witness, knows of more. `sequence` is the first that is missing."""
+    KIND_HEAD_DIFFERS: LedgerDefect.Kind.ValueType  # 8
+    """The head is not the last record."""
 
     KIND_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int

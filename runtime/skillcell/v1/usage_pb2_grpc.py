@@ -86,6 +86,8 @@ class UsageServiceServicer:
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+        - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+        has VerifyLedger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +102,8 @@ class UsageServiceServicer:
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
         - OUT_OF_RANGE / POSITION_OUT_OF_RANGE: start from a sequence that is kept.
+        - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+        has VerifyLedger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +136,8 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyLedger(self, request, context):
-        """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error.
+        """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error. What it finds stops
+        new calls (LEDGER_BROKEN), and finding nothing in the whole ledger lets them in again; a witness only tells.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):

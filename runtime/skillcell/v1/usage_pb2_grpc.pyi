@@ -43,6 +43,8 @@ class UsageServiceStub:
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+    - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+      has VerifyLedger.
     """
     StreamUsageRecords: _grpc.UnaryStreamMultiCallable[_usage_pb2.StreamUsageRecordsRequest, _usage_pb2.StreamUsageRecordsResponse]
     """Sends every record after a sequence, in order, each byte for byte as it was sent before, and then, with `follow`,
@@ -53,6 +55,8 @@ class UsageServiceStub:
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
     - OUT_OF_RANGE / POSITION_OUT_OF_RANGE: start from a sequence that is kept.
+    - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+      has VerifyLedger.
     """
     GetUsageSummary: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetUsageSummaryRequest, _usage_pb2.GetUsageSummaryResponse]
     """Sums usage by the dimensions asked for. Exact integers; the sums are those of the ledger at `as_of_sequence`.
@@ -73,7 +77,8 @@ class UsageServiceStub:
     - NOT_FOUND / TENANT_NOT_FOUND: no such tenant; create it first or mend the id.
     """
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_usage_pb2.VerifyLedgerRequest, _usage_pb2.VerifyLedgerResponse]
-    """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error.
+    """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error. What it finds stops
+    new calls (LEDGER_BROKEN), and finding nothing in the whole ledger lets them in again; a witness only tells.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -116,6 +121,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+    - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+      has VerifyLedger.
     """
     StreamUsageRecords: _aio.UnaryStreamMultiCallable[_usage_pb2.StreamUsageRecordsRequest, _usage_pb2.StreamUsageRecordsResponse]  # type: ignore[assignment]
     """Sends every record after a sequence, in order, each byte for byte as it was sent before, and then, with `follow`,
@@ -126,6 +133,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
     - OUT_OF_RANGE / POSITION_OUT_OF_RANGE: start from a sequence that is kept.
+    - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+      has VerifyLedger.
     """
     GetUsageSummary: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetUsageSummaryRequest, _usage_pb2.GetUsageSummaryResponse]  # type: ignore[assignment]
     """Sums usage by the dimensions asked for. Exact integers; the sums are those of the ledger at `as_of_sequence`.
@@ -146,7 +155,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
     - NOT_FOUND / TENANT_NOT_FOUND: no such tenant; create it first or mend the id.
     """
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_usage_pb2.VerifyLedgerRequest, _usage_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
-    """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error.
+    """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error. What it finds stops
+    new calls (LEDGER_BROKEN), and finding nothing in the whole ledger lets them in again; a witness only tells.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -192,6 +202,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+        - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+          has VerifyLedger.
         """
 
     @_abc_1.abstractmethod
@@ -208,6 +220,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
         - OUT_OF_RANGE / POSITION_OUT_OF_RANGE: start from a sequence that is kept.
+        - DATA_LOSS / LEDGER_BROKEN: a record can't be read, as metadata says (sequence, defect); tell the operator, who
+          has VerifyLedger.
         """
 
     @_abc_1.abstractmethod
@@ -246,7 +260,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_pb2.VerifyLedgerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_pb2.VerifyLedgerResponse, _abc.Awaitable[_usage_pb2.VerifyLedgerResponse]]:
-        """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error.
+        """Walks the hash chain and compares it with the totals. A broken ledger is a result, not an error. What it finds stops
+        new calls (LEDGER_BROKEN), and finding nothing in the whole ledger lets them in again; a witness only tells.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):

@@ -206,6 +206,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("secret_sha256", name="uq_api_keys_secret_sha256"),
     )
     op.create_index("ix_api_keys_tenant", "api_keys", ["tenant"])
+    op.create_table(
+        "ledger_defects",
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("defect", sa.String(length=32), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.Column("found_at", Instant(), nullable=False),
+        sa.PrimaryKeyConstraint("number", name="pk_ledger_defects"),
+    )
     op.execute(
         sa.text("INSERT INTO ledger_head (id, sequence, hash) VALUES (1, 0, :genesis)").bindparams(genesis=bytes(32))
     )

@@ -29,6 +29,7 @@ from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.steps import crash_at
 from skillcell.core.types import Principal
+from skillcell.core.wall_history import WallHistory
 from skillcell.engines import Engine, check_engine, engine_for, prepare_images
 from skillcell.execution import Executor, Gateway, Stages
 from skillcell.live import LiveExecutions
@@ -124,7 +125,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
-        retention = Retention((data.events, data.artifacts), settings.events_kept_seconds, live.__contains__)
+        retention = Retention(
+            (data.events, data.artifacts), settings.events_kept_seconds, live.__contains__, WallHistory(clock)
+        )
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))

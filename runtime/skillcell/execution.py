@@ -161,7 +161,7 @@ class Executor:
     async def _admit(
         self, plan: Plan, attached: bool, live_input: LiveInput | None, on_admitted: Callable[[str], None] | None
     ) -> str:
-        admission = self._admission(plan)
+        admission, admitted_ns = self._admission(plan), self._clock.monotonic_ns()
         admitted = await self._stages.ledger.admit(admission)
         self._stages.steps(Step.ADMITTED)
         if admitted.created:
@@ -169,7 +169,7 @@ class Executor:
                 id=admission.execution_id,
                 plan=plan,
                 admission=admission,
-                admitted_ns=self._clock.monotonic_ns(),
+                admitted_ns=admitted_ns,
                 spool=self._stages.new_spool(admission.execution_id),
                 codec=self._stages.new_codec(plan, admission.execution_id),
                 clock=self._clock,
@@ -264,7 +264,7 @@ class Executor:
                 times=StageTimes(queue_ns=lease.queue_ns, startup_ns=lease.startup_ns),
             ),
         )
-        self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, self._clock.now())
+        self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, execution.now())
         execution.report = report = await run.execute()
         execution.run_is_over = True
         self._stages.steps(Step.RAN)
@@ -279,7 +279,7 @@ class Executor:
 
     async def _settle(self, execution: Execution, seen: Seen) -> None:
         """Writes the one record, however long the ledger keeps us waiting, then tells the caller."""
-        settlement = settlement_of(execution, seen, self._clock.now(), self._clock.monotonic_ns())
+        settlement = settlement_of(execution, seen, execution.now(), self._clock.monotonic_ns())
         pause, longest = _SETTLE_PAUSES
         while True:
             try:
@@ -293,7 +293,12 @@ class Executor:
         execution.state = ExecutionState.COMPLETED
         self._stages.observer.observe(settled)
         log.info("execution", **log_line(execution, settled))
-        await execution.spool.append(settlement.last_event(settled), final=True)
+        last_event = settlement.last_event(settled)
+        try:
+            await execution.spool.append(last_event, final=True)
+        except Fault as fault:
+            log.warning("last_event_unkept", execution_id=execution.id, reason=fault.reason, why=fault.message)
+            execution.unkept = last_event
         self._stages.steps(Step.TOLD)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

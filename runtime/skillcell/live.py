@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from skillcell.core import events
@@ -35,6 +35,7 @@ class Execution:
     plan: Plan
     admission: Admission
     admitted_ns: int
+    """The monotonic clock at `admission.admitted_at`."""
     spool: Spool
     codec: Codec
     clock: Clock
@@ -52,9 +53,20 @@ class Execution:
     run_is_over: bool = False
     """Set once no sandbox waits for what is said: from then on a slow reader holds back nothing of ours."""
 
+    unkept: bytes = b""
+    """The last event, where the spool could not take it: those who read get it from here."""
+
+    def now(self) -> datetime:
+        """The wall clock of this call: it starts with its admission and never steps, so that no event is before the
+        one it follows, nor in another billing period, whatever is done to the machine's clock meanwhile.
+        """
+        return self.admission.admitted_at + timedelta(
+            microseconds=(self.clock.monotonic_ns() - self.admitted_ns) // 1000
+        )
+
     async def emit(self, event: events.Event) -> None:
         """The sink of this call's events. Raises SinkFull."""
-        now = self.clock.now()
+        now = self.now()
         if isinstance(event, events.Started):
             self.state, self.started_at = ExecutionState.RUNNING, now
         record = self.codec.encode(self.spool.last_sequence + 1, now, event)

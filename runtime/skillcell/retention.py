@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 import structlog
 
 from skillcell.core.errors import Fault
+from skillcell.core.types import SECOND_NS
+from skillcell.core.wall_history import WallHistory
 
 log = structlog.get_logger("skillcell.retention")
 
@@ -24,25 +25,35 @@ class Retention:
     roots: tuple[Path, ...]
     kept_seconds: float
     is_live: Callable[[str], bool]
+    history: WallHistory
+    """Tells ages, whatever is done to the machine's clock."""
 
     async def run(self, every_seconds: float) -> None:
         """Collects for ever."""
         while True:
             await asyncio.sleep(every_seconds)
-            await asyncio.to_thread(self.collect, time.time())
+            await asyncio.to_thread(self.collect)
 
-    def collect(self, now: float) -> int:
-        """Removes what ended over `kept_seconds` before `now` (seconds, wall clock), and returns how much."""
+    def collect(self) -> int:
+        """Removes what ended over `kept_seconds` ago, and returns how much."""
+        self.history.look()
         removed = 0
         for root in self.roots:
             with suppress(FileNotFoundError):
                 for directory in root.iterdir():
-                    if not self.is_live(directory.name) and now - _newest(directory) > self.kept_seconds:
+                    if not self.is_live(directory.name) and self._age_ns(directory) > self.kept_seconds * SECOND_NS:
                         shutil.rmtree(directory, ignore_errors=True)
                         removed += 1
         if removed:
             log.info("retention", removed=removed)
         return removed
+
+    def _age_ns(self, directory: Path) -> int:
+        """Since something in it was last written; 0 where that can't be told."""
+        with suppress(OSError):
+            stamps = (entry.stat().st_mtime_ns for entry in directory.iterdir())
+            return self.history.age_ns(max(stamps, default=directory.stat().st_mtime_ns))
+        return 0
 
 
 async def clean_for_ever(clean: Callable[[], Awaitable[int]], every_seconds: float) -> None:
@@ -55,10 +66,3 @@ async def clean_for_ever(clean: Callable[[], Awaitable[int]], every_seconds: flo
         except Fault as fault:
             log.warning("clean_waits", reason=fault.reason, why=fault.message)
         await asyncio.sleep(every_seconds)
-
-
-def _newest(directory: Path) -> float:
-    """When something in it was last written."""
-    with suppress(OSError):
-        return max((entry.stat().st_mtime for entry in directory.iterdir()), default=directory.stat().st_mtime)
-    return time.time()

@@ -40,6 +40,8 @@ class Watching:
             async with aclosing(records):
                 async for _, record in records:
                     yield record
+            if execution is not None and execution.unkept:
+                yield execution.unkept
         except Expired as expired:
             raise _expired(execution_id, expired.first) from expired
 

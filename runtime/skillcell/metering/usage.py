@@ -67,6 +67,7 @@ def usage_record(admission: Admission, ending: Ending) -> UsageRecord:
     billable = is_billable(ending.outcome, ending.fault)
     cpu = cpu_between(ending.at_lease, ending.at_end)
     traffic, run_ns = ending.traffic, ending.times.run_ns
+    started_at = None if ending.started_at is None else max(ending.started_at, admission.admitted_at)
     exact = cpu.measurement is Measurement.EXACT
     used_bytes = ending.at_end.memory_peak_bytes if exact else admission.limits.memory_bytes
     return UsageRecord(
@@ -89,8 +90,9 @@ def usage_record(admission: Admission, ending: Ending) -> UsageRecord:
         billable=billable,
         exit_code=ending.exit_code,
         admitted_at=admission.admitted_at,
-        started_at=ending.started_at,
-        ended_at=ending.ended_at,
+        started_at=started_at,
+        # A clock that was set back between admission and recovery must not make a record that ends before it began.
+        ended_at=max(ending.ended_at, started_at or admission.admitted_at),
         times=ending.times,
         wall_ns=ending.wall_ns,
         billed_ms=billed_milliseconds(ending.times.run_ns) if billable else 0,

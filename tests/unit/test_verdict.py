@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from skillcell.core.types import CancelReason, Counters, FaultParty, Limits, Outcome
+from skillcell.core.types import CancelReason, Counters, FaultParty, Limits, Measurement, Outcome
 from skillcell.sandbox.driver import DiskUsage
 from skillcell.sandbox.job import RunReport, Stop
 from skillcell.sandbox.verdict import Rules, Verdict, judge
 
 LIMITS = Limits()
 KILLED = Counters(memory_peak_bytes=LIMITS.memory_bytes, oom_kills=1)
+STARVED = Counters(memory_peak_bytes=LIMITS.memory_bytes // 2, oom_kills=1)
 FULL = DiskUsage(100 << 20, 100 << 20, 5, 1000)
 NO_INODES = DiskUsage(1 << 20, 100 << 20, 1000, 1000)
 ROOMY = DiskUsage(1 << 20, 100 << 20, 5, 1000)
@@ -74,6 +75,24 @@ TABLE = {
         Outcome.OUT_OF_MEMORY,
         SKILL,
         ("memory_bytes", LIMITS.memory_bytes, LIMITS.memory_bytes, "bytes"),
+    ),
+    "memory of the machine": (
+        ran(None, signal=9, after=STARVED),
+        Outcome.PLATFORM_ERROR,
+        PLATFORM,
+        ("memory_bytes", LIMITS.memory_bytes, LIMITS.memory_bytes // 2, "bytes"),
+    ),
+    "memory of the machine took the agent": (
+        RunReport(started=True, lost="gone", after=STARVED),
+        Outcome.PLATFORM_ERROR,
+        PLATFORM,
+        ("memory_bytes", LIMITS.memory_bytes, LIMITS.memory_bytes // 2, "bytes"),
+    ),
+    "memory where the peak is only a sample": (
+        ran(1, after=replace(STARVED, measurement=Measurement.SAMPLED)),
+        Outcome.OUT_OF_MEMORY,
+        SKILL,
+        ("memory_bytes", LIMITS.memory_bytes, LIMITS.memory_bytes // 2, "bytes"),
     ),
     "disk": (ran(1, disk=FULL), Outcome.DISK_LIMIT_EXCEEDED, SKILL, ("disk_bytes", 100 << 20, 100 << 20, "bytes")),
     "inodes": (ran(1, disk=NO_INODES), Outcome.DISK_LIMIT_EXCEEDED, SKILL, ("disk_files", 1000, 1000, "count")),

@@ -11,7 +11,7 @@ import signal as signals
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from skillcell.core.types import CancelReason, Evidence, FaultParty, Limits, Outcome
+from skillcell.core.types import CancelReason, Evidence, FaultParty, Limits, Measurement, Outcome
 from skillcell.sandbox.driver import DiskUsage
 from skillcell.sandbox.job import RunReport, Stop
 
@@ -31,6 +31,10 @@ _FREE_BLOCK_BYTES = 64 * 1024
 """A disk with less than this free counts as exhausted: writers ask for blocks, and the last partial one stays free."""
 _FREE_FILES = 8
 """The same for files: the agent's own few go when the Skill ends, before anybody looks."""
+
+_NEAR_LIMIT = 16
+"""A sandbox that the kernel ended for memory, but that was never within 1/16 of its own limit, was not the one that
+used too much: the machine, or the cgroup around all sandboxes, had none left. That is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,10 @@ def _out_of_memory(report: RunReport, rules: Rules) -> Verdict:
     limit = rules.limits.memory_bytes
     peak = report.after.memory_peak_bytes
     evidence = Evidence("memory_bytes", limit, peak, "bytes", "cgroup memory", f"oom_kills={kills}")
+    if report.after.measurement is Measurement.EXACT and peak < limit - limit // _NEAR_LIMIT:
+        outcome = Outcome.PLATFORM_ERROR if report.started else Outcome.NEVER_RAN
+        message = f"the machine ran out of memory: the sandbox had used {peak} of {limit} bytes"
+        return Verdict(outcome, FaultParty.PLATFORM, message, evidence, retryable=True)
     message = f"out of memory: the kernel ended {kills} process(es) at {peak} of {limit} bytes"
     return Verdict(Outcome.OUT_OF_MEMORY, _limit_fault("memory_bytes", rules), message, evidence)
 

@@ -21,7 +21,7 @@ from skillcell.client.channel import Tls, ask, credentials_metadata, known_value
 from skillcell.client.collect import collect
 from skillcell.client.convert import time_range
 from skillcell.client.download import chunks, save
-from skillcell.client.errors import SkillcellError
+from skillcell.client.errors import Canceled, DeadlineExceeded, SkillcellError
 from skillcell.client.reattach import Reattaching, RetryPolicy
 from skillcell.client.registry import RegistryCalls
 from skillcell.client.types import CallOptions, CallResult, Estimate, Event, Execution, Page
@@ -99,12 +99,16 @@ class SkillcellClient:
             repeatable=bool(identity),
             on_admitted=on_admitted,
         )
+        left = on_disconnect is OnDisconnect.CANCEL
         try:
             async with aclosing(stream.events()) as events:
                 async for event in events:
                     yield event
+        except (DeadlineExceeded, Canceled):
+            left = left and deadline_seconds is None  # else the gateway has the deadline too, and ends the call by it
+            raise
         finally:
-            if stream.execution_id and not stream.completed and on_disconnect is OnDisconnect.CANCEL:
+            if stream.execution_id and not stream.completed and left:
                 with suppress(SkillcellError):
                     await asyncio.shield(self._cancel(stream.execution_id, "the client left", _CANCEL_SECONDS))
 

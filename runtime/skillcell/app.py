@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from prometheus_client import Gauge
 from structlog.tracebacks import ExceptionDictTransformer
 
 from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
+from skillcell.admission.uploads import NamedUploads
 from skillcell.api.auth import ALL_ROLES, ApiKeys, hash_key
 from skillcell.api.execution_service import ExecutionService
 from skillcell.api.registry_service import RegistryService
@@ -62,6 +64,9 @@ from skillcell.settings import Settings, split_address
 from skillcell.storage.artifacts import ArtifactStore
 from skillcell.storage.database import Database
 from skillcell.storage.spool import Spool
+from skillcell.storage.upload_rows import Room
+from skillcell.storage.upload_rules import UploadSettings
+from skillcell.storage.uploads import UploadStore
 from skillcell.watching import Watching
 from skillcell.wire.events import EventEncoder, Pinned
 
@@ -103,10 +108,12 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         publisher = SkillPublisher(packages, catalog, changes, resolver, limits)
         artifacts = ArtifactStore(data.artifacts)
         leases = _leases(data, engine, clock, agent=agent, gate=gate)
-        rules = EntrypointRules()
+        rules, uploads = EntrypointRules(), _uploads(settings, data, database, clock)
+        named = NamedUploads(uploads, settings.input_json_bytes)
         stages = Stages(
-            planner=Planner(catalog, rules, Policy(), engine.classes(), settings.isolation),
+            planner=Planner(catalog, rules, Policy(), engine.classes(), settings.isolation, uploads=named),
             leases=leases,
+            uploads=uploads,
             ledger=ledger,
             observer=metrics,
             new_codec=_codec,
@@ -125,12 +132,16 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
+        swept = await uploads.sweep()
+        _show_uploads(metrics, uploads)
         retention = Retention(
             (data.events, data.artifacts), settings.events_kept_seconds, live.__contains__, WallHistory(clock)
         )
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
+        collected_every = min(_RETENTION_SECONDS, max(1.0, settings.uploads_kept_seconds))
+        await stack.enter_async_context(_background(clean_for_ever(uploads.collect, collected_every)))
         clean_layers = _layer_collector(catalog, layers)
         await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))
         await stack.enter_async_context(_background(auditor.run()))
@@ -139,8 +150,14 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))
         )
         services = (
-            ExecutionService(  # type: ignore[abstract] # what is not served answers UNIMPLEMENTED at the edge
-                executor, watching, ledger, artifacts, timedelta(seconds=settings.events_kept_seconds), steps=steps
+            ExecutionService(
+                executor,
+                watching,
+                ledger,
+                artifacts,
+                timedelta(seconds=settings.events_kept_seconds),
+                uploads=uploads,
+                steps=steps,
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
             UsageService(ledger),  # type: ignore[abstract]
@@ -148,7 +165,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
         port = await stack.enter_async_context(serving(server_settings, _authenticator(data), services, health))
         await health.serving(True)
-        log.info("serving", driver=engine.driver.name, recovered=recovered, reaped=reaped, data=str(data.path))
+        log.info(
+            "serving", driver=engine.driver.name, recovered=recovered, reaped=reaped, swept=swept, data=str(data.path)
+        )
         yield Running(
             address=f"{split_address(settings.listen)[0]}:{port}",
             metrics=f"{metrics_server.host}:{metrics_server.port}",
@@ -255,6 +274,23 @@ def _resolver(
         npm_registry=settings.npm_registry,
     )
     return SandboxedPackages(sandboxes, layers, engine.image, package_settings)
+
+
+def _uploads(settings: Settings, data: DataDirectory, database: Database, clock: Clock) -> UploadStore:
+    bounds = UploadSettings(
+        max_bytes=settings.upload_bytes,
+        tenant=Room(settings.uploads_tenant_bytes, settings.uploads_tenant_count),
+        kept=timedelta(seconds=settings.uploads_kept_seconds),
+        reserve_bytes=settings.uploads_reserve_bytes,
+    )
+    return UploadStore(data.uploads, database, data.instance_id, clock, bounds)
+
+
+def _show_uploads(metrics: CallMetrics, uploads: UploadStore) -> None:
+    count = Gauge("skillcell_uploads", "Uploaded inputs that are kept.", registry=metrics.registry)
+    count.set_function(lambda: uploads.inventory.count)
+    size = Gauge("skillcell_uploads_bytes", "Bytes of inputs, kept and coming in.", registry=metrics.registry)
+    size.set_function(lambda: uploads.inventory.size_bytes)
 
 
 def _layer_collector(catalog: Catalog, layers: LayerStore) -> Callable[[], Awaitable[int]]:

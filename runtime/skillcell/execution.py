@@ -8,7 +8,7 @@ one `Completed` event; nothing that goes wrong after that point is raised to a c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -18,6 +18,7 @@ import structlog
 from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.completion import to_completion
+from skillcell.core.content import StoredContent
 from skillcell.core.errors import Fault, unavailable
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
@@ -67,6 +68,16 @@ class LeaseSource(Protocol):
     def lease(self, plan: Plan, on_queued: OnQueued) -> AbstractAsyncContextManager[Lease]: ...
 
 
+class UploadSource(Protocol):
+    """Inputs that were sent ahead. What `hold` gives stays until `release`, whatever expires meanwhile."""
+
+    async def hold(self, execution_id: str, tenant: str, digests: Collection[str]) -> Mapping[str, StoredContent]:
+        """Raises Fault, and holds nothing, when one is gone or can't be held."""
+        ...
+
+    async def release(self, execution_id: str) -> None: ...
+
+
 class Observer(Protocol):
     """Hears of what was settled, for metrics; must not raise."""
 
@@ -88,6 +99,7 @@ class Stages:
 
     planner: Planner
     leases: LeaseSource
+    uploads: UploadSource
     ledger: Ledger
     observer: Observer
     new_codec: Callable[[Plan, str], Codec]
@@ -162,9 +174,16 @@ class Executor:
         self, plan: Plan, attached: bool, live_input: LiveInput | None, on_admitted: Callable[[str], None] | None
     ) -> str:
         admission, admitted_ns = self._admission(plan), self._clock.monotonic_ns()
-        admitted = await self._stages.ledger.admit(admission)
+        created = False
+        uploads = await self._stages.uploads.hold(admission.execution_id, admission.tenant, plan.uploads)
+        try:
+            admitted = await self._stages.ledger.admit(admission)
+            created = admitted.created
+        finally:
+            if uploads and not created:
+                await self._stages.uploads.release(admission.execution_id)
         self._stages.steps(Step.ADMITTED)
-        if admitted.created:
+        if created:
             execution = Execution(
                 id=admission.execution_id,
                 plan=plan,
@@ -173,6 +192,7 @@ class Executor:
                 spool=self._stages.new_spool(admission.execution_id),
                 codec=self._stages.new_codec(plan, admission.execution_id),
                 clock=self._clock,
+                uploads=uploads,
                 live_input=live_input,
                 steps=self._stages.steps,
             )
@@ -211,6 +231,8 @@ class Executor:
         seen = Seen(RunReport(), _NEVER_RAN)
         try:
             async with AsyncExitStack() as stack:
+                if execution.uploads:
+                    stack.push_async_callback(self._stages.uploads.release, execution.id)
                 try:
                     seen = await self._lease_and_run(execution, stack)
                 except Fault as fault:
@@ -319,7 +341,7 @@ def _lost(execution: Execution, message: str) -> Seen:
 
 
 def _job(execution: Execution, lease: Lease) -> Job:
-    job = job_for(execution.plan, execution.id, lease.image_env)
+    job = job_for(execution.plan, execution.id, lease.image_env, execution.uploads)
     return replace(job, live_stdin=execution.live_input.items()) if execution.live_input is not None else job
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from skillcell.core import events
 from skillcell.core.clock import Clock
+from skillcell.core.content import StoredContent
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.steps import Step, Steps, pass_by
@@ -40,6 +41,8 @@ class Execution:
     codec: Codec
     clock: Clock
     steps: Steps = pass_by
+    uploads: Mapping[str, StoredContent] = field(default_factory=dict)
+    """What the request named, held for this call alone, by digest."""
     live_input: LiveInput | None = None
     """Stdin and signals that come while it runs; None where the call is not interactive."""
     canceled: Canceled = field(default_factory=Canceled)

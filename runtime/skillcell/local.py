@@ -60,6 +60,10 @@ class DataDirectory:
         return self.path / "artifacts"
 
     @property
+    def uploads(self) -> Path:
+        return self.path / "uploads"
+
+    @property
     def staging(self) -> Path:
         return self.path / "staging"
 

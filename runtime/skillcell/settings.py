@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SKILLCELL_", extra="forbid", frozen=True)
 
     data: Path = Field(default_factory=default_data)
-    """Directory of everything that lasts: database, packages, images, events, artifacts."""
+    """Directory of everything that lasts: database, packages, images, events, artifacts, uploads."""
     database: str = Field(default="", repr=False)
     """URL of PostgreSQL, postgresql://USER:PASSWORD@HOST/NAME; empty: SQLite in the data directory."""
     listen: Address = "127.0.0.1:7433"
@@ -79,6 +79,18 @@ class Settings(BaseSettings):
     """The largest gRPC message taken, bytes."""
     publish_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """The largest packed Skill taken, bytes."""
+    upload_bytes: int = Field(default=4 << 30, ge=0)
+    """The largest input that may be sent ahead, bytes."""
+    uploads_tenant_bytes: int = Field(default=16 << 30, ge=0)
+    """How much of one tenant's uploads is kept, bytes."""
+    uploads_tenant_count: int = Field(default=10_000, ge=0)
+    """How many of one tenant's uploads are kept."""
+    uploads_kept_seconds: float = Field(default=86_400.0, gt=0)
+    """How long an upload is kept after its last use."""
+    uploads_reserve_bytes: int = Field(default=256 << 20, ge=0)
+    """How much of the disk uploads leave free, bytes."""
+    input_json_bytes: int = Field(default=16 << 20, ge=1)
+    """The largest JSON input that may be sent ahead, bytes."""
     package_index: str = ""
     """URL of the Python package index for publish; empty: pip's own configuration, else PyPI."""
     unsafe_crash_at: str = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from plans import ENTRYPOINT, version
 from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
+from skillcell.admission.uploads import NamedUploads
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, not_found
 from skillcell.core.skills import Entrypoint, Network, SecretRequest, SkillVersion, VersionState
 from skillcell.core.types import (
@@ -24,6 +25,7 @@ from skillcell.core.types import (
 
 CALLER = Principal("tenant", roles=frozenset({"caller"}))
 REQUEST = ExecutionRequest("acme/tool")
+JSON_BYTES = 5 << 20
 
 
 class OneSkill:
@@ -49,15 +51,35 @@ class OneSkill:
         return self.bound
 
 
+class Sent:
+    """Uploads of one tenant, by digest."""
+
+    def __init__(self, held: dict[str, bytes]) -> None:
+        self.held = held
+        self.read_whole: list[str] = []
+
+    async def sizes(self, tenant: str, digests: Iterable[str]) -> Mapping[str, int]:
+        for digest in digests:
+            if tenant != CALLER.tenant or digest not in self.held:
+                raise not_found("upload", digest)
+        return {digest: len(self.held[digest]) for digest in digests}
+
+    async def read(self, tenant: str, digest: str) -> bytes:
+        self.read_whole.append(digest)
+        return self.held[digest]
+
+
 def planner(
     skill: OneSkill | None = None,
     *,
     floor: Isolation = Isolation.STANDARD,
     classes: Collection[Isolation] = (Isolation.STANDARD, Isolation.GVISOR),
     default: Isolation = Isolation.STANDARD,
+    uploads: Sent | None = None,
 ) -> Planner:
     skill = skill or OneSkill(version())
-    return Planner(skill, skill, Policy(isolation_floor=floor), classes, default)
+    named = NamedUploads(uploads or Sent({}), JSON_BYTES)
+    return Planner(skill, skill, Policy(isolation_floor=floor), classes, default, uploads=named)
 
 
 async def refusal(request: ExecutionRequest, within: Planner | None = None) -> Fault:
@@ -250,3 +272,49 @@ async def test_what_no_process_can_be_started_with_is_refused_by_name(request_: 
     assert fault.kind is FaultKind.INVALID_ARGUMENT
     assert [violation.field for violation in fault.violations] == [named]
     assert "limit is" in fault.message
+
+
+async def test_uploads_are_found_and_counted_and_only_the_json_is_read() -> None:
+    sent = Sent({"sha256:json": b'{"n": 1}', "sha256:in": b"x" * 100, "sha256:file": b"y" * 10})
+    files = (InputFile("a", upload="sha256:file"), InputFile("b", upload="sha256:file"), InputFile("c", b"inline"))
+    request = replace(REQUEST, input_upload="sha256:json", stdin_upload="sha256:in", files=files)
+    plan = await planner(uploads=sent).plan(CALLER, request)
+    assert plan.uploads == {"sha256:json": 8, "sha256:in": 100, "sha256:file": 10}
+    assert (plan.stdin, plan.stdin_upload, plan.input_bytes) == (b"", "sha256:in", 8 + 100 + 2 * 10 + 6)
+    assert sent.read_whole == ["sha256:json"]
+
+
+@pytest.mark.parametrize("field", ["input_upload", "stdin_upload", "file"])
+async def test_an_upload_that_is_not_there_refuses_the_call(field: str) -> None:
+    asked = {"files": (InputFile("a", upload="sha256:no"),)} if field == "file" else {field: "sha256:no"}
+    fault = await refusal(replace(REQUEST, **asked))
+    assert (fault.kind, fault.reason, fault.resource) == (
+        FaultKind.NOT_FOUND,
+        "UPLOAD_NOT_FOUND",
+        ("upload", "sha256:no"),
+    )
+
+
+async def test_an_uploaded_input_is_checked_like_one_that_is_sent_along() -> None:
+    sent = Sent({"sha256:broken": b"{", "sha256:large": b" " * (JSON_BYTES + 1), "sha256:json": b"[]"})
+    within = planner(uploads=sent)
+    fault = await refusal(replace(REQUEST, input_upload="sha256:broken"), within)
+    assert (fault.reason, fault.violations[0].field) == ("INPUT_INVALID", "input_upload")
+    fault = await refusal(replace(REQUEST, input_upload="sha256:large"), within)
+    assert (fault.reason, fault.metadata["limit"]) == ("INVALID_FIELD", str(JSON_BYTES))
+    assert sent.read_whole == ["sha256:broken"]
+    picky = OneSkill(version(), [FieldViolation("input/n", "is required")])
+    fault = await refusal(replace(REQUEST, input_upload="sha256:json"), planner(picky, uploads=sent))
+    assert (fault.reason, fault.violations[0].field) == ("INPUT_INVALID", "input/n")
+
+
+async def test_standard_input_made_of_an_uploaded_input_stands_before_the_callers_and_is_bounded() -> None:
+    skill = OneSkill(version())
+    sent = Sent({"sha256:json": b"{}", "sha256:in": b"caller's"})
+    request = replace(REQUEST, input_upload="sha256:json", stdin_upload="sha256:in")
+    skill.bound = ((), b"bound")
+    plan = await planner(skill, uploads=sent).plan(CALLER, request)
+    assert (plan.stdin, plan.stdin_upload) == (b"bound", "")
+    skill.bound = ((), bytes((4 << 20) + 1))
+    fault = await refusal(request, planner(skill, uploads=sent))
+    assert (fault.violations[0].field, fault.metadata["limit"]) == ("input_upload", str(4 << 20))

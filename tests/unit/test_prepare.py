@@ -10,10 +10,14 @@ import pytest
 
 from plans import ENTRYPOINT, plan, version
 from skillcell.agent import frames
+from skillcell.core.content import StoredContent
+from skillcell.core.errors import Fault
 from skillcell.core.skills import Entrypoint, Interpreter, Layer
 from skillcell.core.types import ExecutionRequest, InputFile, Limits, WorkingDir
 from skillcell.sandbox.driver import PackageMount
+from skillcell.sandbox.job import Delivery
 from skillcell.sandbox.prepare import environment_for, job_for, mounts_for
+from skillcell.sandbox.sending import send_job, send_stdin
 
 IMAGE_ENV = {"PATH": "/opt/bin:/bin", "LANG": "de_DE", "ONLY": "image"}
 
@@ -119,12 +123,23 @@ def test_files_and_input_are_delivered_where_the_contract_says() -> None:
     assert (job.collect, job.stdin) == (("*.csv", "*.pdf"), b"in")
 
 
-def test_a_job_as_frames_has_every_key_and_each_files_bytes_in_chunks() -> None:
+class Sent:
+    """A channel that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    async def write(self, data: bytes) -> None:
+        self.frames.append(data)
+
+
+async def test_a_job_as_frames_has_every_key_and_each_files_bytes_in_chunks() -> None:
     content = bytes(range(256)) * 3000
     request = ExecutionRequest("acme/tool", files=(InputFile("big", content), InputFile("empty", b"")))
     limits = Limits(open_files=77, disk_bytes=1 << 20, wall_ns=5)
-    sent = list(job_for(plan(request=request, limits=limits), "exe_1", {}).frames())
-    parsed = [(*frames.parse_header(frame[: frames.HEADER.size]), frame[frames.HEADER.size :]) for frame in sent]
+    sent = Sent()
+    await send_job(sent, job_for(plan(request=request, limits=limits), "exe_1", {}))
+    parsed = [(*frames.parse_header(frame[: frames.HEADER.size]), frame[frames.HEADER.size :]) for frame in sent.frames]
     assert all(length == len(payload) for _, length, payload in parsed)
     told = json.loads(parsed[0][2])
     assert set(told) == set(frames.JOB_KEYS)
@@ -133,6 +148,45 @@ def test_a_job_as_frames_has_every_key_and_each_files_bytes_in_chunks() -> None:
     assert [kind for kind, _, _ in parsed[1:]] == [frames.FILE, *[frames.DATA] * 3, frames.FILE]
     assert b"".join(payload for kind, _, payload in parsed if kind == frames.DATA) == content
     assert json.loads(parsed[-1][2])["size"] == 0
+
+
+async def test_uploads_are_sent_from_disk_as_what_they_stand_for(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 9000
+    (tmp_path / "held").write_bytes(content)
+    held = {"sha256:a": StoredContent(tmp_path / "held", len(content))}
+    files = (InputFile("data/big", executable=True, upload="sha256:a"), InputFile("small", b"s"))
+    request = ExecutionRequest("acme/tool", files=files, input_upload="sha256:a", stdin_upload="sha256:a")
+    call = plan(request=request, stdin_upload="sha256:a", uploads={"sha256:a": len(content)})
+    assert call.input_bytes == 3 * len(content) + 1
+    job = job_for(call, "exe_1", {}, held)
+    assert [(d.root, d.name, d.mode) for d in job.files] == [
+        ("workspace", "data/big", 0o755),
+        ("workspace", "small", 0o644),
+        ("input", "input.json", 0o444),
+    ]
+    assert job.has_stdin
+    sent = Sent()
+    await send_job(sent, job)
+    await send_stdin(sent, job)
+    assert max(map(len, sent.frames)) == frames.HEADER.size + frames.CHUNK_BYTES
+    by_kind = {
+        kind: b"".join(frame[frames.HEADER.size :] for frame in sent.frames if frame[0] == kind)
+        for kind in (frames.DATA, frames.STDIN)
+    }
+    assert by_kind == {frames.DATA: content + b"s" + content, frames.STDIN: content}
+    assert sent.frames[-1][0] == frames.STDIN_EOF
+
+
+async def test_an_upload_that_is_cut_short_on_disk_is_a_fault_and_never_a_shorter_input(tmp_path: Path) -> None:
+    (tmp_path / "held").write_bytes(b"half")
+    whole = StoredContent(tmp_path / "held", 8)
+    call = replace(job_for(plan(), "exe_1", {}), stdin=whole, files=(Delivery("workspace", "x", whole),))
+    for send in (send_job, send_stdin):
+        with pytest.raises(Fault, match="ended 4 bytes early"):
+            await send(Sent(), call)
+    call = replace(call, stdin=StoredContent(tmp_path / "gone", 8))
+    with pytest.raises(Fault, match="can't be read"):
+        await send_stdin(Sent(), call)
 
 
 @pytest.mark.parametrize(

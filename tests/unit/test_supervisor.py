@@ -17,6 +17,7 @@ from skillcell.agent import frames
 from skillcell.agent.frames import FrameError
 from skillcell.core import events
 from skillcell.core.clock import SystemClock
+from skillcell.core.content import StoredContent
 from skillcell.core.errors import unavailable
 from skillcell.core.types import CancelReason, Counters, FaultParty, Limits, Measurement, Outcome
 from skillcell.sandbox import supervisor
@@ -417,6 +418,20 @@ async def test_a_sandbox_that_takes_no_input_is_given_up(stage, monkeypatch: pyt
         _, verdict = await it.execute()
         assert verdict.outcome is Outcome.NEVER_RAN
         assert "did not take its input" in verdict.message
+
+
+async def test_standard_input_that_cannot_be_read_is_our_failure_and_not_the_skills_time(stage, tmp_path: Path) -> None:
+    (tmp_path / "held").write_bytes(b"half")
+
+    async def script(agent: ScriptedAgent) -> None:
+        await agent.start()
+        await agent.stall()
+
+    work = job(stdin=StoredContent(tmp_path / "held", 8))
+    async with stage(script, work=work) as it:
+        report, verdict = await it.execute()
+        assert (verdict.outcome, verdict.fault) == (Outcome.PLATFORM_ERROR, FaultParty.PLATFORM)
+        assert "ended 4 bytes early" in report.lost
 
 
 async def test_an_agent_that_never_finishes_collecting_keeps_the_exits_verdict(

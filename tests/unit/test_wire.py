@@ -199,6 +199,29 @@ def request() -> types.ExecutionRequest:
     )
 
 
+def uploaded() -> types.ExecutionRequest:
+    """The same with everything sent ahead."""
+    digests = ["sha256:" + letter * 64 for letter in "abc"]
+    return dataclasses.replace(
+        request(),
+        input_json=None,
+        input_upload=digests[0],
+        stdin=b"",
+        stdin_upload=digests[1],
+        files=(types.InputFile("a/b", executable=True, upload=digests[2]), types.InputFile("empty")),
+    )
+
+
+def test_a_request_that_names_uploads_comes_back_and_its_fingerprint_covers_them() -> None:
+    spec = wire.spec_to_proto(uploaded())
+    assert spec.files[1].WhichOneof("source") == "content"
+    got = wire.spec_from_proto(spec)
+    assert got == dataclasses.replace(uploaded(), fingerprint=wire.fingerprint(spec))
+    assert got.uploads == tuple("sha256:" + letter * 64 for letter in "abc")
+    other = dataclasses.replace(uploaded(), stdin_upload="sha256:" + "d" * 64)
+    assert wire.fingerprint(wire.spec_to_proto(other)) != got.fingerprint
+
+
 def test_a_request_comes_back_with_the_fingerprint_of_what_was_sent() -> None:
     spec = wire.spec_to_proto(request())
     identity = "123e4567-e89b-12d3-a456-426614174000"
@@ -224,12 +247,9 @@ def test_an_empty_request_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        (spec_pb2.ExecutionSpec(skill="a/b", input_upload="sha256:" + "0" * 64), "spec.input_upload"),
-        (spec_pb2.ExecutionSpec(skill="a/b", stdin_upload="sha256:" + "0" * 64), "spec.stdin_upload"),
         (spec_pb2.ExecutionSpec(session_id="s"), "spec.session_id"),
         (spec_pb2.ExecutionSpec(skill="a/b", reuse=spec_pb2.REUSE_SAME_VERSION), "spec.reuse"),
         (spec_pb2.ExecutionSpec(skill="a/b", required_guarantees=["seccomp"]), "spec.required_guarantees"),
-        (spec_pb2.ExecutionSpec(skill="a/b", files=[spec_pb2.InputFile(name="f", upload="d")]), "spec.files[0].upload"),
     ],
 )
 def test_a_field_that_is_not_served_refuses_the_call(spec: spec_pb2.ExecutionSpec, field: str) -> None:
@@ -241,8 +261,8 @@ def test_a_field_that_is_not_served_refuses_the_call(spec: spec_pb2.ExecutionSpe
 
 def test_every_field_of_a_spec_is_read_or_refused() -> None:
     """A field that is added to the proto must not be passed over: it changes what the caller thinks it gets."""
-    read = {field.name for field, _ in wire.spec_to_proto(request()).ListFields()}
-    refused = {"input_upload", "stdin_upload", "session_id", "reuse", "required_guarantees"}
+    read = {field.name for asked in (request(), uploaded()) for field, _ in wire.spec_to_proto(asked).ListFields()}
+    refused = {"session_id", "reuse", "required_guarantees"}
     assert {field.name for field in spec_pb2.ExecutionSpec.DESCRIPTOR.fields} == read | refused
 
 

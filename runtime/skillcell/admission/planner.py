@@ -5,10 +5,12 @@ Nothing here touches a sandbox or the ledger, so a refusal is a status and never
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from skillcell.admission.policy import Policy, grant
+from skillcell.admission.uploads import NamedUploads
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, not_found, precondition
 from skillcell.core.json_text import json_problem
 from skillcell.core.paths import path_problem
@@ -20,6 +22,8 @@ _STRENGTH = (Isolation.STANDARD, Isolation.GVISOR, Isolation.VM)
 _RESERVED_ENV = "SKILLCELL_"
 _ARGUMENT_BYTES = 131_071
 _COMMAND_BYTES = 1 << 20
+_BOUND_STDIN_BYTES = 4 << 20
+"""Standard input that is made of an uploaded input waits in memory with its call, unlike the input."""
 
 
 class Catalog(Protocol):
@@ -50,34 +54,38 @@ class Planner:
     """Checks requests against catalogue, schemas and policy."""
 
     def __init__(
-        self, catalog: Catalog, rules: InputRules, policy: Policy, classes: Collection[Isolation], default: Isolation
+        self,
+        catalog: Catalog,
+        rules: InputRules,
+        policy: Policy,
+        classes: Collection[Isolation],
+        default: Isolation,
+        *,
+        uploads: NamedUploads,
     ) -> None:
         self._catalog = catalog
         self._rules = rules
         self._policy = policy
         self._classes = classes
         self._default = default
+        self._uploads = uploads
 
     async def plan(self, principal: Principal, request: ExecutionRequest) -> Plan:
         """Raises Fault: NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION; the message names field, value and limit."""
         _check_files(request.files)
         _check_env(request)
         _check_arguments(request)
-        _check_json(request.input_json)
+        _check_json(request.input_json, "input_json")
         version = await self._catalog.resolve(principal, request.skill)
         _check_state(version)
         entrypoint = self._rules.entrypoint(version, request.entrypoint)
         _check_needs(version, request)
-        violations = tuple(self._rules.check_input(entrypoint, request.input_json))
-        if violations:
-            text = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
-            raise Fault(
-                FaultKind.INVALID_ARGUMENT,
-                "INPUT_INVALID",
-                f"input breaks the schema of entrypoint {entrypoint.name!r}: {text}",
-                violations=violations,
-            )
-        bound, stdin = self._rules.bind(entrypoint, request.input_json)
+        uploads = await self._uploads.sizes(principal, request)
+        if request.input_upload:
+            async with self._uploads.input_json(principal, request) as data:
+                bound, stdin = await asyncio.to_thread(self._bound_upload, entrypoint, data)
+        else:
+            bound, stdin = self._bound(entrypoint, request.input_json)
         arguments = (*bound, *request.args)
         _check_command(arguments, {**version.spec.env, **request.env})
         granted = grant(self._policy, version.spec.limits, request.limits)
@@ -92,7 +100,33 @@ class Planner:
             working_dir=request.working_dir or entrypoint.working_dir,
             arguments=arguments,
             stdin=request.stdin if stdin is None else stdin,
+            stdin_upload=request.stdin_upload if stdin is None else "",
+            uploads=uploads,
         )
+
+    def _bound_upload(self, entrypoint: Entrypoint, data: bytes) -> tuple[tuple[str, ...], bytes | None]:
+        _check_json(data, "input_upload")
+        bound, stdin = self._bound(entrypoint, data)
+        if stdin is not None and len(stdin) > _BOUND_STDIN_BYTES:
+            raise invalid(
+                "input_upload",
+                f"makes {len(stdin)} bytes of standard input; the limit is {_BOUND_STDIN_BYTES}",
+                limit=str(_BOUND_STDIN_BYTES),
+            )
+        return bound, stdin
+
+    def _bound(self, entrypoint: Entrypoint, data: bytes | None) -> tuple[tuple[str, ...], bytes | None]:
+        """argv and stdin made of an input that keeps to its schema. Raises Fault."""
+        violations = tuple(self._rules.check_input(entrypoint, data))
+        if violations:
+            text = "; ".join(f"{v.field}: {v.description}" for v in violations[:5])
+            raise Fault(
+                FaultKind.INVALID_ARGUMENT,
+                "INPUT_INVALID",
+                f"input breaks the schema of entrypoint {entrypoint.name!r}: {text}",
+                violations=violations,
+            )
+        return self._rules.bind(entrypoint, data)
 
     def _isolation(self, asked: Isolation | None) -> Isolation:
         floor = self._policy.isolation_floor
@@ -130,9 +164,9 @@ def _check_needs(version: SkillVersion, request: ExecutionRequest) -> None:
         raise not_found("secret", name, "this gateway holds no secrets")
 
 
-def _check_json(input_json: bytes | None) -> None:
+def _check_json(input_json: bytes | None, name: str) -> None:
     if input_json is not None and (problem := json_problem(input_json)):
-        raise invalid("input_json", f"is not JSON: {problem}", reason="INPUT_INVALID")
+        raise invalid(name, f"is not JSON: {problem}", reason="INPUT_INVALID")
 
 
 def _check_files(files: Collection[InputFile]) -> None:

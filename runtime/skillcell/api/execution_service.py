@@ -15,6 +15,7 @@ from typing import Any
 import grpc.aio
 
 from skillcell.api.edge import caller
+from skillcell.api.uploading import upload_input
 from skillcell.core.completion import to_completion
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.records import StoredExecution
@@ -25,6 +26,7 @@ from skillcell.metering.ledger import Ledger
 from skillcell.metering.records import ExecutionFilter
 from skillcell.sandbox.live_input import LiveInput
 from skillcell.storage.artifacts import ArtifactStore
+from skillcell.storage.uploads import UploadStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.v1 import execution_pb2_grpc
 from skillcell.watching import Watching
@@ -51,6 +53,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         artifacts: ArtifactStore,
         kept: timedelta,
         *,
+        uploads: UploadStore,
         steps: Steps = pass_by,
     ) -> None:
         self._executor = executor
@@ -58,6 +61,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         self._ledger = ledger
         self._artifacts = artifacts
         self._kept = kept
+        self._uploads = uploads
         self._steps = steps
 
     async def Execute(self, request: pb.ExecuteRequest, context: Context) -> AsyncIterator[bytes]:  # type: ignore[override]
@@ -76,6 +80,8 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         if first is None or first.WhichOneof("part") != "start":
             raise _order("the first message must be start")
         start = first.start
+        if (given := start.spec.WhichOneof("standard_input")) is not None:
+            raise invalid(f"start.spec.{given}", "standard input comes live here; send it in stdin messages")
         domain = spec_from_proto(start.spec, start.request_id, start.on_disconnect)
         execution_id = await self._start(principal, domain, context, LiveInput())
         feeding = asyncio.create_task(_feed(requests, self._watching.live_input(principal, execution_id)))
@@ -146,6 +152,11 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
                     return
         if first.HasField("artifact"):
             yield first
+
+    async def UploadInput(
+        self, requests: AsyncIterator[pb.UploadInputRequest], context: Context
+    ) -> pb.UploadInputResponse:
+        return await upload_input(self._uploads, caller(), requests)
 
     async def EstimateExecution(
         self, request: pb.EstimateExecutionRequest, context: Context

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from skillcell.core.skills import Entrypoint, SkillVersion
 from skillcell.core.types import ExecutionRequest, Isolation, Limits, Principal, WorkingDir
@@ -24,12 +25,18 @@ class Plan:
     arguments: tuple[str, ...]
     """argv behind the entrypoint's command: bound from the input, then the caller's own."""
     stdin: bytes
+    """Standard input where it was sent along, or is made of the input."""
+    stdin_upload: str = ""
+    """The digest of the upload that is standard input; empty where `stdin` is."""
+    uploads: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the uploads that the request names, by digest."""
     rate_plan: str = ""
     """Version of the plan that rates this call; empty when none does."""
 
     @property
     def input_bytes(self) -> int:
-        """Bytes that the caller sent for the Skill: input, stdin, files."""
+        """Bytes that the caller gives the Skill: input, stdin, files, uploaded ones as often as they are named."""
         request = self.request
         files = sum(len(file.content) for file in request.files)
-        return len(request.input_json or b"") + len(self.request.stdin) + files
+        uploaded = sum(self.uploads[digest] for digest in request.uploads)
+        return len(request.input_json or b"") + len(self.request.stdin) + files + uploaded

@@ -142,8 +142,10 @@ class InputFile:
     """A file for the call's workspace. `name` is a relative POSIX path without `..`."""
 
     name: str
-    content: bytes
+    content: bytes = b""
     executable: bool = False
+    upload: str = ""
+    """The digest of an upload that holds it, instead of `content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +186,13 @@ class ExecutionRequest:
     entrypoint: str = ""
     """A full or short entrypoint name; empty where the Skill has one, or a default one."""
     input_json: bytes | None = None
-    """The JSON input as sent; None when there is none."""
+    """The JSON input as sent; None when there is none, or it was uploaded."""
+    input_upload: str = ""
+    """The digest of an upload that holds the JSON input."""
     args: tuple[str, ...] = ()
     stdin: bytes = b""
+    stdin_upload: str = ""
+    """The digest of an upload that holds standard input."""
     files: tuple[InputFile, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
@@ -202,6 +208,12 @@ class ExecutionRequest:
     """A UUID of the caller's choice that makes the call idempotent; empty when it gave none."""
     fingerprint: bytes = b""
     """sha256 over the request as it was sent; the same `request_id` must come with the same one."""
+
+    @property
+    def uploads(self) -> tuple[str, ...]:
+        """Digests of the uploads it names, as often as it names them."""
+        named = (self.input_upload, self.stdin_upload, *(file.upload for file in self.files))
+        return tuple(digest for digest in named if digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from skillcell.agent import frames
+from skillcell.core.content import Content, size_of
 from skillcell.core.events import Artifact, Event
 from skillcell.core.types import CancelReason, Counters, Limits
 from skillcell.sandbox.driver import DiskUsage
@@ -18,8 +19,13 @@ class Delivery:
 
     root: str
     name: str
-    content: bytes
+    content: Content
     mode: int = 0o644
+
+    def announcement(self) -> bytes:
+        """The frame before its bytes."""
+        said = {"root": self.root, "name": self.name, "mode": self.mode, "size": size_of(self.content)}
+        return frames.encode_json(frames.FILE, said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +40,26 @@ class Job:
     script: str = ""
     function: str = ""
     copy_skill: bool = False
-    stdin: bytes = b""
+    stdin: Content = b""
     live_stdin: AsyncIterator[bytes | int | None] | None = None
     """What arrives while the Skill runs, after `stdin`: bytes, None where they end, numbers of signals. Its own end is
     the end of the bytes too."""
     files: tuple[Delivery, ...] = ()
     collect: tuple[str, ...] = ()
 
-    def frames(self) -> Iterator[bytes]:
-        """JOB and the files, ready to send. RUN is the sender's, so that it can time the start."""
-        yield frames.encode_json(
+    @property
+    def delivered_bytes(self) -> int:
+        """How much has to arrive before it starts."""
+        return sum(size_of(delivery.content) for delivery in self.files)
+
+    @property
+    def has_stdin(self) -> bool:
+        """Whether there is any, or may be."""
+        return size_of(self.stdin) > 0 or self.live_stdin is not None
+
+    def announcement(self) -> bytes:
+        """The JOB frame."""
+        return frames.encode_json(
             frames.JOB,
             {
                 "kind": self.kind,
@@ -53,7 +69,7 @@ class Job:
                 "env": dict(self.env),
                 "cwd": self.cwd,
                 "copy_skill": self.copy_skill,
-                "stdin": bool(self.stdin) or self.live_stdin is not None,
+                "stdin": self.has_stdin,
                 "rlimits": {
                     "nofile": self.limits.open_files,
                     "fsize": self.limits.disk_bytes,
@@ -65,18 +81,6 @@ class Job:
                 "deadline_ns": self.limits.wall_ns,
             },
         )
-        for delivery in self.files:
-            yield frames.encode_json(
-                frames.FILE,
-                {
-                    "root": delivery.root,
-                    "name": delivery.name,
-                    "mode": delivery.mode,
-                    "size": len(delivery.content),
-                },
-            )
-            for start in range(0, len(delivery.content), frames.CHUNK_BYTES):
-                yield frames.encode(frames.DATA, delivery.content[start : start + frames.CHUNK_BYTES])
 
 
 @dataclass(frozen=True, slots=True)

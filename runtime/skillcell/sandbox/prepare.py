@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from skillcell.core.content import StoredContent
 from skillcell.core.plan import Plan
 from skillcell.core.skills import Interpreter
-from skillcell.core.types import WorkingDir
+from skillcell.core.types import ExecutionRequest, WorkingDir
 from skillcell.sandbox.driver import PackageMount
 from skillcell.sandbox.job import Delivery, Job
 
@@ -20,6 +21,7 @@ INPUT_FILE = "/input/input.json"
 OUTPUT_DIR = "/output"
 HOME = "/home/skill"
 LAYERS = "/layers"
+_NO_UPLOADS: Mapping[str, StoredContent] = {}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -82,8 +84,10 @@ def _module_root(plan: Plan) -> str:
     return str(PurePosixPath(root, *path[: len(path) - depth]))
 
 
-def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:
-    """The job as the agent gets it."""
+def job_for(
+    plan: Plan, execution_id: str, image_env: Mapping[str, str], uploads: Mapping[str, StoredContent] = _NO_UPLOADS
+) -> Job:
+    """The job as the agent gets it; `uploads` has all that the plan names, by digest."""
     entrypoint = plan.entrypoint
     copy = plan.working_dir is WorkingDir.SKILL
     root = WORKSPACE if copy else SKILL_DIR
@@ -107,18 +111,25 @@ def job_for(plan: Plan, execution_id: str, image_env: Mapping[str, str]) -> Job:
         env=environment_for(plan, execution_id, image_env),
         cwd=WORKSPACE,
         copy_skill=copy,
-        stdin=plan.stdin,
-        files=_deliveries(plan),
+        stdin=uploads[plan.stdin_upload] if plan.stdin_upload else plan.stdin,
+        files=_deliveries(plan.request, uploads),
         limits=plan.limits,
         collect=(*plan.request.collect, *entrypoint.outputs.values()),
     )
 
 
-def _deliveries(plan: Plan) -> tuple[Delivery, ...]:
-    request = plan.request
+def _deliveries(request: ExecutionRequest, uploads: Mapping[str, StoredContent]) -> tuple[Delivery, ...]:
     files = [
-        Delivery("workspace", file.name, file.content, 0o755 if file.executable else 0o644) for file in request.files
+        Delivery(
+            "workspace",
+            file.name,
+            uploads[file.upload] if file.upload else file.content,
+            0o755 if file.executable else 0o644,
+        )
+        for file in request.files
     ]
-    if request.input_json is not None:
+    if request.input_upload:
+        files.append(Delivery("input", "input.json", uploads[request.input_upload], 0o444))
+    elif request.input_json is not None:
         files.append(Delivery("input", "input.json", request.input_json, 0o444))
     return tuple(files)

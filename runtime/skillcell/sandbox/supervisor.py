@@ -26,10 +26,13 @@ from skillcell.sandbox.claims import agent_disk, json_object, parse_event, small
 from skillcell.sandbox.driver import Sandbox
 from skillcell.sandbox.framing import FrameReader
 from skillcell.sandbox.job import ArtifactSink, ArtifactWriter, EventSink, Job, RunReport, SinkFull, Stop
+from skillcell.sandbox.sending import send_job, send_stdin
 
 _DRAIN_SECONDS = 2.0
 """After a kill, how long the bytes already written are still taken (a reader slower than that loses them)."""
 _DELIVER_SECONDS = 60.0
+_DELIVER_BYTES_PER_SECOND = 16 << 20
+"""Below this pace a large delivery is given up; a loaded machine makes ten times as much."""
 _COLLECT_SECONDS = 60.0
 _CPU_POLL_SECONDS = (0.002, 0.5)
 _YIELD_AFTER_FRAMES = 32
@@ -145,8 +148,7 @@ class Run:
     async def _deliver(self) -> None:
         began = self._clock.monotonic_ns()
         channel = self._sandbox.channel
-        for frame in self._job.frames():
-            await channel.write(frame)
+        await send_job(channel, self._job)
         await channel.write(frames.encode(frames.RUN))
         frame_or_end = await self._reader.next()
         self._report.deliver_ns = self._clock.monotonic_ns() - began
@@ -171,29 +173,18 @@ class Run:
 
     def _send_stdin(self) -> None:
         """Stdin goes beside the reading: a Skill that writes before it reads must not deadlock with us."""
-        if not self._job.stdin and self._job.live_stdin is None:
-            return
-        self._stdin_task = asyncio.create_task(self._pump_stdin(), name="run-stdin")
+        if self._job.has_stdin:
+            self._stdin_task = asyncio.create_task(self._pump_stdin(), name="run-stdin")
 
     async def _pump_stdin(self) -> None:
-        channel, ended = self._sandbox.channel, False
-        with suppress(ConnectionError):
-            await self._write_stdin(self._job.stdin)
-            if self._job.live_stdin is not None:
-                async for item in self._job.live_stdin:
-                    if isinstance(item, int):
-                        await channel.write(frames.encode_json(frames.SIGNAL, {"signal": item}))
-                    elif item is None:
-                        ended = True
-                        await channel.write(frames.encode(frames.STDIN_EOF))
-                    else:
-                        await self._write_stdin(item)
-            if not ended:
-                await channel.write(frames.encode(frames.STDIN_EOF))
-
-    async def _write_stdin(self, data: bytes) -> None:
-        for start in range(0, len(data), frames.CHUNK_BYTES):
-            await self._sandbox.channel.write(frames.encode(frames.STDIN, data[start : start + frames.CHUNK_BYTES]))
+        try:
+            await send_stdin(self._sandbox.channel, self._job)
+        except ConnectionError:
+            pass  # it has ended, or the reading will say why not
+        except Fault as fault:  # else the Skill would wait for the rest until its time is up, and pay for that
+            if not self._exited.is_set():
+                self._lose(str(fault))
+                self._stopping.set()
 
     async def _next_frame(self) -> bool:
         """Handles one frame; True when there is no more to come."""
@@ -325,11 +316,12 @@ class Run:
         self._break_off(f"canceled while artifacts were collected: {reason.value.lower()}")
 
     async def _watch_wall(self) -> None:
+        patience = _DELIVER_SECONDS + self._job.delivered_bytes / _DELIVER_BYTES_PER_SECOND
         try:  # not `wait_for`: that of Python 3.11 swallows a cancel which comes with the event
-            async with asyncio.timeout(_DELIVER_SECONDS):
+            async with asyncio.timeout(patience):
                 await self._began.wait()
         except TimeoutError:
-            self._lose(f"the sandbox did not take its input within {_DELIVER_SECONDS:g} s")
+            self._lose(f"the sandbox did not take its input within {patience:g} s")
             self._stopping.set()
             return
         limit_ns = self._job.limits.wall_ns

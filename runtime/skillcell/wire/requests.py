@@ -26,9 +26,11 @@ def spec_from_proto(spec: pb.ExecutionSpec, request_id: str = "", on_disconnect:
         skill=spec.skill,
         entrypoint=spec.entrypoint,
         input_json=spec.input_json if spec.WhichOneof("input") == "input_json" else None,
+        input_upload=spec.input_upload,
         args=tuple(spec.args),
         stdin=spec.stdin,
-        files=tuple(InputFile(file.name, file.content, file.executable) for file in spec.files),
+        stdin_upload=spec.stdin_upload,
+        files=tuple(InputFile(file.name, file.content, file.executable, file.upload) for file in spec.files),
         env=dict(spec.env),
         secrets=tuple(spec.secrets),
         limits=limits_from_proto(spec.limits),
@@ -49,7 +51,7 @@ def spec_to_proto(request: ExecutionRequest) -> pb.ExecutionSpec:
         skill=request.skill,
         entrypoint=request.entrypoint,
         args=request.args,
-        files=[pb.InputFile(name=f.name, content=f.content, executable=f.executable) for f in request.files],
+        files=[_file(file) for file in request.files],
         env=request.env,
         secrets=request.secrets,
         labels=request.labels,
@@ -60,6 +62,10 @@ def spec_to_proto(request: ExecutionRequest) -> pb.ExecutionSpec:
         spec.input_json = request.input_json
     if request.stdin:
         spec.stdin = request.stdin
+    if request.input_upload:
+        spec.input_upload = request.input_upload
+    if request.stdin_upload:
+        spec.stdin_upload = request.stdin_upload
     limits = limits_to_proto(request.limits)
     if limits.ByteSize():
         spec.limits.CopyFrom(limits)
@@ -70,15 +76,21 @@ def spec_to_proto(request: ExecutionRequest) -> pb.ExecutionSpec:
     return spec
 
 
+def _file(file: InputFile) -> pb.InputFile:
+    message = pb.InputFile(name=file.name, executable=file.executable)
+    if file.upload:
+        message.upload = file.upload
+    else:
+        message.content = file.content
+    return message
+
+
 def _refuse_what_is_not_served(spec: pb.ExecutionSpec) -> None:
     """Fail closed: a field that would be passed over changes what the caller thinks it gets."""
     asked = {
-        "spec.input_upload": bool(spec.input_upload),
-        "spec.stdin_upload": bool(spec.stdin_upload),
         "spec.session_id": bool(spec.session_id),
         "spec.reuse": spec.reuse == pb.REUSE_SAME_VERSION,
         "spec.required_guarantees": bool(spec.required_guarantees),
-        **{f"spec.files[{index}].upload": bool(file.upload) for index, file in enumerate(spec.files)},
     }
     for name, present in asked.items():
         if present:

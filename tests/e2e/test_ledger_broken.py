@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
-import subprocess
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -16,24 +14,11 @@ from typing import Any
 import pytest
 
 from e2e.conftest import Fresh
-from e2e.gateway import SKILLCELL, Gateway
+from e2e.gateway import Gateway
 from e2e.lab import run, spec
+from e2e.usage_command import usage
 from skillcell.client import DataLoss
 from skillcell.core.types import Outcome
-
-
-def usage(gateway: Gateway, *command: str, fails: bool = False) -> str:
-    """What `skillcell usage …` prints."""
-    done = subprocess.run(
-        [SKILLCELL, "usage", *command, "--server", gateway.address, "--api-key", gateway.key],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HOME": str(gateway.data)},
-    )
-    assert done.returncode == int(fails), done.stdout + done.stderr
-    return done.stdout
 
 
 def sql(gateway: Gateway, statement: str, *values: Any) -> list[Any]:
@@ -96,3 +81,9 @@ async def test_a_broken_ledger_refuses_calls_and_names_the_row_while_all_else_wo
     assert gateway.samples()["skillcell_ledger_broken", ()] == 0
     async with gateway.client() as client:
         assert (await run(client, "print(5)")).ok
+    gateway.stop()
+    sql(gateway, "UPDATE totals SET billed_ms = '0' WHERE outcome = 'SUCCEEDED'")
+    gateway.start()
+    said = usage(gateway, "reconcile", "--metrics", gateway.metrics, fails=True)
+    series = 'skillcell_billed_seconds_total{tenant="dev",publisher="dev",skill="lab",outcome="SUCCEEDED"} is 0.0'
+    assert f"DIFFERS scrape: {series}, the ledger's records give " in said

@@ -41,6 +41,12 @@ def connection(server: str | None, api_key: str | None) -> Connection:
     return Connection(address, api_key or (note.get("api_key", "") if address == noted else ""))
 
 
+def metrics_of(target: Connection) -> str:
+    """HOST:PORT of the metrics of the gateway that left the note; empty for another gateway."""
+    note = _note()
+    return note.get("metrics", "") if note.get("address") == target.address else ""
+
+
 def _note() -> dict[str, str]:
     try:
         note = json.loads(note_path().read_text(encoding="utf-8"))

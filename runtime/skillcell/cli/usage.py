@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skillcell.cli import exits, options
+from skillcell.cli import exits, options, reconcile
 from skillcell.cli.connection import connection, fail, run
 from skillcell.cli.present import printable
 
@@ -230,3 +230,5 @@ def _witness(text: str) -> tuple[int, bytes]:
 
 
 _HEAD = re.compile(r"([0-9]{1,18}):([0-9A-Fa-f]{64})(?:\s.*)?")
+
+app.command()(reconcile.reconcile)

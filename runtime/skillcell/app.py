@@ -25,6 +25,7 @@ from skillcell.api.execution_service import ExecutionService
 from skillcell.api.registry_service import RegistryService
 from skillcell.api.server import Health, ServerSettings, serving
 from skillcell.api.usage_service import UsageService
+from skillcell.checkpoints import keep_checkpoints
 from skillcell.core.clock import Clock, SystemClock
 from skillcell.core.errors import Fault
 from skillcell.core.plan import Plan
@@ -68,7 +69,7 @@ from skillcell.storage.upload_rows import Room
 from skillcell.storage.upload_rules import UploadSettings
 from skillcell.storage.uploads import UploadStore
 from skillcell.watching import Watching
-from skillcell.wire.events import EventEncoder, Pinned
+from skillcell.wire.events import EventEncoder, Pinned, start_of
 
 log = structlog.get_logger("skillcell")
 _RETENTION_SECONDS = 60.0
@@ -127,7 +128,15 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         executor = Executor(stages, live, me, clock)
         watching = Watching(live, ledger, _kept_spools(settings, data, closed=True), settings.reconnect_seconds)
         recovery = Recovery(
-            ledger, engine.driver, clock, metrics, _recovered_codec, _kept_spools(settings, data), steps
+            ledger,
+            engine.driver,
+            clock,
+            metrics,
+            new_codec=_recovered_codec,
+            kept_spool=_kept_spools(settings, data),
+            start_of=start_of,
+            boot_id=me.boot_id,
+            steps=steps,
         )
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
@@ -138,6 +147,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             (data.events, data.artifacts), settings.events_kept_seconds, live.__contains__, WallHistory(clock)
         )
         await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
+        await stack.enter_async_context(_background(keep_checkpoints(live, ledger, clock, me.boot_id)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
         collected_every = min(_RETENTION_SECONDS, max(1.0, settings.uploads_kept_seconds))

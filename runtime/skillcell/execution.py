@@ -287,7 +287,8 @@ class Executor:
             ),
         )
         self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, execution.now())
-        execution.report = report = await run.execute()
+        execution.report = run.report
+        report = await run.execute()
         execution.run_is_over = True
         self._stages.steps(Step.RAN)
         if execution.live_input is not None:

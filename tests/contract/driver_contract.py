@@ -504,6 +504,24 @@ result = 0
         found = {found.sandbox_id: found for found in await driver.list()}
         assert sandbox.sandbox_id in found
 
+    async def test_ending_kills_and_leaves_the_counters(self, make: Make, driver: Driver, cgroups: Cgroups) -> None:
+        sandbox = await make()
+        await inside(sandbox, "result = sum(range(10**6))")
+        pids = _pids(cgroups, sandbox)
+        first = await driver.end(sandbox.sandbox_id)
+        assert first is not None
+        assert first.alive
+        assert not _pids(cgroups, sandbox)
+        again = await driver.end(sandbox.sandbox_id)
+        assert again is not None
+        assert not again.alive
+        assert (first.counters is None) == (again.counters is None) == (not pids)
+        if first.counters is not None and again.counters is not None:
+            seen = await sandbox.counters()
+            assert 0 < first.counters.cpu_total_ns == again.counters.cpu_total_ns == seen.cpu_total_ns
+        await driver.destroy(sandbox.sandbox_id)
+        assert await driver.end(sandbox.sandbox_id) is None
+
     async def test_the_agent_going_away_ends_the_channel(self, make: Make) -> None:
         sandbox = await make()
         code = b"os._exit(3)"

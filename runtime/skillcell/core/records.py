@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from skillcell.core.types import ExecutionState, FaultParty, Isolation, Limits, Outcome
+from skillcell.core.types import Counters, ExecutionState, FaultParty, Isolation, Limits, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +56,30 @@ class StoredExecution:
     completed_event: bytes = b""
     """The last event as it was sent; empty until settled."""
     last_event_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a running call had used when it was last looked at, and what else only its gateway knew."""
+
+    execution_id: str
+    sandbox_id: str
+    """Names the sandbox's cgroup too, by a rule of each driver."""
+    boot_id: str
+    started_at: datetime
+    began_ns: int
+    """Start of the entrypoint on the monotonic clock of that boot."""
+    seen_ns: int
+    """When `latest` was read, on the same clock."""
+    queue_ns: int = 0
+    startup_ns: int = 0
+    deliver_ns: int = 0
+    output_bytes: int = 0
+    at_lease: Counters = Counters()
+    """The sandbox's counters when the call got it."""
+    latest: Counters = Counters()
+
+    @property
+    def run_ns(self) -> int:
+        """How long the entrypoint had run."""
+        return self.seen_ns - self.began_ns

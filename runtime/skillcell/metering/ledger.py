@@ -8,7 +8,7 @@ Every coroutine that writes returns after the write is durable. What a reader co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -18,10 +18,10 @@ from sqlalchemy import Connection, delete, func, select
 
 from skillcell.core.corrections import Correction
 from skillcell.core.errors import invalid, not_found
-from skillcell.core.records import Admission, StoredExecution
+from skillcell.core.records import Admission, Checkpoint, StoredExecution
 from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Principal, UsageRecord
-from skillcell.metering import corrections, listing, rows, settling, totals
+from skillcell.metering import checkpoints, corrections, listing, rows, settling, totals
 from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.records import (
     AdmitResult,
@@ -41,6 +41,7 @@ from skillcell.storage.tables import execution_labels, executions, unsettled
 
 _SEES_ALL = frozenset({"biller", "operator"})
 _RUNNING_DELAY_SECONDS = 0.25
+_CHECKPOINTS = "checkpoints"
 _MAX_PAGE = 1000
 _ALL = Span()
 
@@ -119,6 +120,16 @@ class Ledger:
         """
         work = partial(settling.mark_running, execution_id=execution_id, sandbox_id=sandbox_id, started_at=started_at)
         self._database.defer(execution_id, work, _RUNNING_DELAY_SECONDS)
+
+    def checkpoint(self, batch: Sequence[Checkpoint]) -> None:
+        """Notes what running calls have used so far, all in one write soon. Not durable by itself, and no more than a
+        later batch of this process; of calls that are settled meanwhile nothing is kept.
+        """
+        self._database.defer(_CHECKPOINTS, partial(checkpoints.keep, batch=batch), 0)
+
+    async def checkpoints(self, instance_id: str) -> Mapping[str, Checkpoint]:
+        """The last of each execution of a gateway that has not ended, by execution."""
+        return await self._database.read(partial(checkpoints.of_instance, instance_id=instance_id))
 
     async def settle(self, settlement: Settlement) -> UsageRecord:
         """Ends an execution in one durable transaction and returns its record with sequence and hashes.

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, literal, select
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.core.records import Admission, StoredExecution
 from skillcell.core.types import ExecutionState, UsageRecord
-from skillcell.metering import rows, totals
+from skillcell.metering import checkpoints, rows, totals
 from skillcell.metering.canonical import GENESIS, canonical, chain_hash
 from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.records import AdmitResult, Head, Settlement
@@ -143,6 +143,7 @@ def settle(
     )
     if not completed.rowcount:
         return _settled_before(connection, given)
+    checkpoints.erase(connection, given.execution_id)
     _write(connection, record, body, bounds)
     return record
 

@@ -140,6 +140,15 @@ class Cgroup:
                 write(freezer / "freezer.state", "THAWED")
         return False
 
+    def end(self) -> tuple[bool, Counters | None]:
+        """Kill all that is left in it, then read it: whether something lived, and its counters if they are there."""
+        alive = bool(self.pids())
+        self.kill()
+        try:
+            return alive, self.counters()
+        except Fault:
+            return alive, None
+
     def remove(self) -> None:
         """Remove its directories in every hierarchy. Idempotent; waits a little for processes that are still dying."""
         for base in self._tree.everywhere:

@@ -89,6 +89,8 @@ class Found:
     sandbox_id: str
     counters: Counters | None
     """What its cgroup still tells, None when nothing does."""
+    alive: bool = False
+    """Whether `end` found processes of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,12 @@ class Driver(Protocol):
 
     async def destroy(self, sandbox_id: str) -> None:
         """Remove every trace: processes, container, cgroups, mounts, directories. Idempotent."""
+        ...
+
+    async def end(self, sandbox_id: str) -> Found | None:
+        """Kill what still runs of a sandbox that an earlier process made, then read its counters; None when nothing
+        of it is there. Leaves the cgroup to be read again, until `destroy`. Idempotent.
+        """
         ...
 
     async def list(self) -> Sequence[Found]:

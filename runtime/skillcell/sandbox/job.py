@@ -116,7 +116,13 @@ class RunReport:
     disk: DiskUsage | None = None
     agent_disk: Mapping[str, DiskUsage] = field(default_factory=dict)
     before: Counters = Counters()
+    latest: Counters = Counters()
+    """While it runs: read by the watch on CPU time, at least twice a second."""
+    latest_ns: int = 0
+    """When, on the gateway's monotonic clock; 0 before the first time."""
     after: Counters = Counters()
+    began_ns: int = 0
+    """When the entrypoint started, on the gateway's monotonic clock; 0 before."""
     deliver_ns: int = 0
     run_ns: int = 0
     collect_ns: int = 0

@@ -85,16 +85,19 @@ class Run:
         self._clock = clock
         self._started_event = started_event
         self._report = RunReport()
-        self._latest = Counters()
         self._artifact_count = 0
         self._refusals = 0
         self._stopping = asyncio.Event()
         self._began = asyncio.Event()
         self._exited = asyncio.Event()
-        self._run_began_ns = 0
         self._run_ended_ns = 0
         self._artifact: ArtifactWriter | None = None
         self._stdin_task: asyncio.Task[None] | None = None
+
+    @property
+    def report(self) -> RunReport:
+        """What was seen so far; `execute` returns the same object."""
+        return self._report
 
     async def execute(self) -> RunReport:
         """Runs to the end, whatever that is; an engine or store that fails is in the report, not raised. The sandbox's
@@ -102,7 +105,7 @@ class Run:
         """
         report = self._report
         try:
-            report.before = self._latest = await self._sandbox.counters()
+            report.before = report.latest = await self._sandbox.counters()
             await self._converse()
         except Fault as fault:
             self._lose(str(fault))
@@ -164,7 +167,7 @@ class Run:
             return
         if kind != frames.STARTED:
             raise FrameError(f"frame type {kind} came where STARTED was due")
-        self._run_began_ns = self._clock.monotonic_ns()
+        self._report.began_ns = self._clock.monotonic_ns()
         self._report.started = True
         self._began.set()
         times = replace(self._started_event.times, deliver_ns=self._report.deliver_ns)
@@ -288,9 +291,9 @@ class Run:
             self._report.stalled_ns += max(0, ended - began)
 
     def _mark_exit(self) -> None:
-        if self._run_began_ns and not self._run_ended_ns:
-            self._run_ended_ns = max(self._run_began_ns + 1, self._clock.monotonic_ns())
-            self._report.run_ns = self._run_ended_ns - self._run_began_ns
+        if self._report.began_ns and not self._run_ended_ns:
+            self._run_ended_ns = max(self._report.began_ns + 1, self._clock.monotonic_ns())
+            self._report.run_ns = self._run_ended_ns - self._report.began_ns
         self._exited.set()
 
     def _stop(self, stop: Stop) -> None:
@@ -329,7 +332,7 @@ class Run:
             async with asyncio.timeout(limit_ns / SECOND_NS):
                 await self._exited.wait()
         except TimeoutError:
-            self._stop(Stop("wall_ns", max(limit_ns, self._clock.monotonic_ns() - self._run_began_ns)))
+            self._stop(Stop("wall_ns", max(limit_ns, self._clock.monotonic_ns() - self._report.began_ns)))
             return
         await asyncio.sleep(_COLLECT_SECONDS)
         self._break_off(f"collecting artifacts took over {_COLLECT_SECONDS:g} s")
@@ -339,8 +342,10 @@ class Run:
         limits = self._job.limits
         while not self._exited.is_set():
             try:
-                self._latest = await self._sandbox.counters()
-                used = cpu_since(self._report.before, self._latest)
+                asked_ns = self._clock.monotonic_ns()
+                self._report.latest = await self._sandbox.counters()
+                self._report.latest_ns = asked_ns
+                used = cpu_since(self._report.before, self._report.latest)
             except Fault as fault:
                 self._lose(f"the engine was lost: {fault}")
                 self._stopping.set()
@@ -360,7 +365,7 @@ class Run:
             self._report.after = await self._sandbox.counters()
         except Fault as fault:
             self._mark_exit()
-            self._report.after = replace(self._latest, measurement=Measurement.LOWER_BOUND)
+            self._report.after = replace(self._report.latest, measurement=Measurement.LOWER_BOUND)
             self._lose(f"the engine was lost: {fault}")
         if self._stdin_task is not None:
             self._stdin_task.cancel()

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from skillcell.storage import tables, tables_billing, tables_registry, tables_soundness, tables_uploads
+from skillcell.storage import (
+    tables,
+    tables_billing,
+    tables_registry,
+    tables_running,
+    tables_soundness,
+    tables_uploads,
+)
 from skillcell.storage.metadata import metadata
 
-__all__ = ["metadata", "tables", "tables_billing", "tables_registry", "tables_soundness", "tables_uploads"]
+__all__ = [
+    "metadata",
+    "tables",
+    "tables_billing",
+    "tables_registry",
+    "tables_running",
+    "tables_soundness",
+    "tables_uploads",
+]

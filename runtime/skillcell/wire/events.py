@@ -23,7 +23,7 @@ from skillcell.wire.limits import (
     stage_times_from_proto,
     stage_times_to_proto,
 )
-from skillcell.wire.times import instant_to_proto
+from skillcell.wire.times import instant_from_proto, instant_to_proto
 from skillcell.wire.usage import usage_from_proto, usage_to_proto
 
 _LEVELS = {
@@ -228,3 +228,11 @@ def completed_from_proto(message: pb.Completed) -> events.Completed:
         currency=message.cost.currency,
         amount=message.cost.amount,
     )
+
+
+def start_of(record: bytes) -> tuple[datetime, events.Started] | None:
+    """When and how a call started, where an encoded event says so."""
+    message = pb.ExecutionEvent.FromString(record)
+    if message.WhichOneof("kind") != "started":
+        return None
+    return instant_from_proto(message.time), _started_from_proto(message.started)

@@ -319,6 +319,22 @@ class DockerDriver:
             _remove_container(client, container["Id"])
         return len(containers)
 
+    async def end(self, sandbox_id: str) -> Found | None:
+        """By its cgroup, and by the engine too: a container may run elsewhere than this machine shows."""
+        return await self._finished(self._engine.submit(lambda client: self._end(client, sandbox_id)))
+
+    def _end(self, client: docker.APIClient, sandbox_id: str) -> Found | None:
+        self._examine(client)
+        cgroup = self._cgroups.open(sandbox_id) if self._cgroups is not None else None
+        alive, counters = cgroup.end() if cgroup is not None else (False, None)
+        labels = [f"{LABEL_SANDBOX}={sandbox_id}", f"{LABEL_INSTANCE}={self.settings.instance}"]
+        containers = client.containers(all=True, filters={"label": labels})
+        for container in containers:
+            alive |= _kill_container(client, container["Id"])
+        if cgroup is None:
+            return Found(sandbox_id, None, alive) if containers else None
+        return Found(sandbox_id, counters, alive)
+
     async def list(self) -> Sequence[Found]:
         """By label and by cgroup: running, made and never started, dead, or only a cgroup that was left."""
         return await self._finished(self._engine.submit(self._list))
@@ -366,6 +382,21 @@ class DockerDriver:
         """After `close`, by the only user of this instance's name: leave no empty cgroups of ours behind."""
         if self._cgroups is not None:
             self._cgroups.retire()
+
+
+def _kill_container(client: docker.APIClient, container_id: str) -> bool:
+    """Returns once it is dead; whether it had to be killed."""
+    try:
+        client.kill(container_id)
+    except NotFound:
+        return False
+    except APIError as error:
+        if error.status_code != 409:  # not running
+            raise
+        return False
+    with suppress(NotFound):
+        client.wait(container_id, timeout=30)
+    return True
 
 
 def _remove_container(client: docker.APIClient, container_id: str) -> None:

@@ -208,6 +208,13 @@ class OciDriver:
         launcher = await self._ready()
         await launcher.ask({"op": "destroy", "sandbox": sandbox_id})
 
+    async def end(self, sandbox_id: str) -> Found | None:
+        cgroup = self._cgroups().open(sandbox_id)
+        if cgroup is None:
+            return None
+        alive, counters = await asyncio.to_thread(cgroup.end)
+        return Found(sandbox_id, counters, alive)
+
     async def list(self) -> Sequence[Found]:
         tree = self._cgroups()
         found = []

@@ -19,8 +19,11 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
+from skillcell.admission.tenants import TenantStore
 from skillcell.admission.uploads import NamedUploads
+from skillcell.api.admin_service import AdminService
 from skillcell.api.auth import ALL_ROLES, ApiKeys, hash_key
+from skillcell.api.billing import Charges
 from skillcell.api.execution_service import ExecutionService
 from skillcell.api.registry_service import RegistryService
 from skillcell.api.server import Health, ServerSettings, serving
@@ -31,6 +34,7 @@ from skillcell.core.errors import Fault
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.steps import crash_at
+from skillcell.core.tenants import Tenant
 from skillcell.core.types import Principal
 from skillcell.core.wall_history import WallHistory
 from skillcell.engines import Engine, check_engine, engine_for, prepare_images
@@ -38,6 +42,9 @@ from skillcell.execution import Executor, Gateway, Stages
 from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
 from skillcell.metering.auditing import Auditor, AuditSettings
+from skillcell.metering.billing.assignments import Assignments
+from skillcell.metering.billing.plans import RatePlanStore
+from skillcell.metering.billing.statements import Billing
 from skillcell.metering.heads import HeadFile
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
@@ -74,6 +81,7 @@ from skillcell.wire.events import EventEncoder, Pinned, start_of
 log = structlog.get_logger("skillcell")
 _RETENTION_SECONDS = 60.0
 _CLEAN_SECONDS = 3600.0
+_DEVELOPMENT_TENANT = "dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         ledger = Ledger(database, steps=steps)
         auditor = _auditor(settings, ledger)
         await auditor.begin()
+        tenants, plans = TenantStore(database), RatePlanStore(database)
+        await tenants.ensure(Tenant(_DEVELOPMENT_TENANT, "Development"), clock.now())
+        assignments, billing = Assignments(database, settings.rate_plan, clock), Billing(database, settings.rate_plan)
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
         catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
         limits = PackageLimits(packed_bytes=settings.publish_bytes)
@@ -112,7 +123,15 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         rules, uploads = EntrypointRules(), _uploads(settings, data, database, clock)
         named = NamedUploads(uploads, settings.input_json_bytes)
         stages = Stages(
-            planner=Planner(catalog, rules, Policy(), engine.classes(), settings.isolation, uploads=named),
+            planner=Planner(
+                catalog,
+                rules,
+                Policy(),
+                engine.classes(),
+                settings.isolation,
+                uploads=named,
+                rate_plans=assignments,
+            ),
             leases=leases,
             uploads=uploads,
             ledger=ledger,
@@ -170,7 +189,8 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
                 steps=steps,
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
-            UsageService(ledger),  # type: ignore[abstract]
+            UsageService(ledger, Charges(billing, tenants)),  # type: ignore[abstract]
+            AdminService(tenants, plans, assignments, billing, ledger, clock=clock),  # type: ignore[abstract]
         )
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
         port = await stack.enter_async_context(serving(server_settings, _authenticator(data), services, health))
@@ -326,7 +346,9 @@ def _recovered_codec(admission: Admission) -> EventEncoder:
 
 
 def _authenticator(data: DataDirectory) -> ApiKeys:
-    everything = Principal(tenant="dev", publishers=frozenset({"*"}), roles=ALL_ROLES, key_id="development")
+    everything = Principal(
+        tenant=_DEVELOPMENT_TENANT, publishers=frozenset({"*"}), roles=ALL_ROLES, key_id="development"
+    )
     return ApiKeys({hash_key(data.development_key): everything})
 
 

@@ -221,7 +221,7 @@ class Executor:
             boot_id=self._gateway.boot_id,
             request_id=request.request_id,
             request_hash=request.fingerprint,
-            plan_version=plan.rate_plan,
+            plan_version=plan.rate_plan.version if plan.rate_plan else "",
             input_bytes=plan.input_bytes,
             labels=request.labels,
         )

@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """How much of the disk uploads leave free, bytes."""
     input_json_bytes: int = Field(default=16 << 20, ge=1)
     """The largest JSON input that may be sent ahead, bytes."""
+    rate_plan: str = Field(default="", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
+    """Name of the plan that rates tenants without one of their own; empty: none does."""
     package_index: str = ""
     """URL of the Python package index for publish; empty: pip's own configuration, else PyPI."""
     unsafe_crash_at: str = ""

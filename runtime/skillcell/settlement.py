@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from skillcell.core import events, ids
+from skillcell.core.statements import Cost
 from skillcell.core.types import StageTimes, UsageRecord
 from skillcell.live import Execution
+from skillcell.metering.rating.cost import cost_of
 from skillcell.metering.records import Settlement
 from skillcell.metering.usage import Ending, Traffic, usage_record
 from skillcell.sandbox.job import RunReport
@@ -27,10 +29,7 @@ class Seen:
 def settlement_of(execution: Execution, seen: Seen, now: datetime, now_ns: int) -> Settlement:
     """What the ledger is to write. The last event is sealed into it, so that it can be told again after a crash."""
     report, verdict, lease = seen.report, seen.verdict, seen.lease
-    sequence = execution.spool.last_sequence + 1
-
-    def last_event(settled: UsageRecord) -> bytes:
-        return execution.codec.encode(sequence, now, completed(seen, settled))
+    sequence, plan = execution.spool.last_sequence + 1, execution.plan.rate_plan
 
     ending = Ending(
         event_id=ids.event_id(),
@@ -58,8 +57,15 @@ def settlement_of(execution: Execution, seen: Seen, now: datetime, now_ns: int) 
             disk_bytes=report.disk.bytes_used if report.disk else 0,
         ),
     )
+    record = usage_record(execution.admission, ending)
+    # Here, and not where the event is made, since that holds up the ledger's one writer.
+    cost = cost_of(record, plan) if plan is not None else None
+
+    def last_event(settled: UsageRecord) -> bytes:
+        return execution.codec.encode(sequence, now, completed(seen, settled, cost))
+
     return Settlement(
-        record=usage_record(execution.admission, ending),
+        record=record,
         last_event=last_event,
         last_event_sequence=sequence,
         signal=report.signal,
@@ -67,7 +73,7 @@ def settlement_of(execution: Execution, seen: Seen, now: datetime, now_ns: int) 
     )
 
 
-def completed(seen: Seen, settled: UsageRecord) -> events.Completed:
+def completed(seen: Seen, settled: UsageRecord, cost: Cost | None = None) -> events.Completed:
     """The last event of a call."""
     report, verdict = seen.report, seen.verdict
     return events.Completed(
@@ -81,6 +87,7 @@ def completed(seen: Seen, settled: UsageRecord) -> events.Completed:
         message=verdict.message,
         evidence=verdict.evidence,
         canceled_by=report.stop.cancel if report.stop else None,
+        cost=cost,
     )
 
 

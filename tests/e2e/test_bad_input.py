@@ -257,9 +257,7 @@ async def test_what_is_not_served_says_so_with_its_reason(oci: Gateway) -> None:
             session_pb2_grpc.SessionServiceStub(channel).ListSessions(
                 session_pb2.ListSessionsRequest(), metadata=oci.credentials
             ),
-            admin_pb2_grpc.AdminServiceStub(channel).ListTenants(
-                admin_pb2.ListTenantsRequest(), metadata=oci.credentials
-            ),
+            admin_pb2_grpc.AdminServiceStub(channel).ListPools(admin_pb2.ListPoolsRequest(), metadata=oci.credentials),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await call

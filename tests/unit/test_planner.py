@@ -13,6 +13,7 @@ from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
 from skillcell.admission.uploads import NamedUploads
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, not_found
+from skillcell.core.rate_plans import RatePlan
 from skillcell.core.skills import Entrypoint, Network, SecretRequest, SkillVersion, VersionState
 from skillcell.core.types import (
     ExecutionRequest,
@@ -69,6 +70,16 @@ class Sent:
         return self.held[digest]
 
 
+class RatedBy:
+    """One plan for every tenant, or none."""
+
+    def __init__(self, plan: RatePlan | None) -> None:
+        self.plan = plan
+
+    async def plan_for(self, tenant: str) -> RatePlan | None:
+        return self.plan
+
+
 def planner(
     skill: OneSkill | None = None,
     *,
@@ -76,10 +87,11 @@ def planner(
     classes: Collection[Isolation] = (Isolation.STANDARD, Isolation.GVISOR),
     default: Isolation = Isolation.STANDARD,
     uploads: Sent | None = None,
+    rate_plan: RatePlan | None = None,
 ) -> Planner:
     skill = skill or OneSkill(version())
-    named = NamedUploads(uploads or Sent({}), JSON_BYTES)
-    return Planner(skill, skill, Policy(isolation_floor=floor), classes, default, uploads=named)
+    named, rates = NamedUploads(uploads or Sent({}), JSON_BYTES), RatedBy(rate_plan)
+    return Planner(skill, skill, Policy(isolation_floor=floor), classes, default, uploads=named, rate_plans=rates)
 
 
 async def refusal(request: ExecutionRequest, within: Planner | None = None) -> Fault:
@@ -318,3 +330,9 @@ async def test_standard_input_made_of_an_uploaded_input_stands_before_the_caller
     skill.bound = ((), bytes((4 << 20) + 1))
     fault = await refusal(request, planner(skill, uploads=sent))
     assert (fault.violations[0].field, fault.metadata["limit"]) == ("input_upload", str(4 << 20))
+
+
+async def test_the_plan_that_rates_the_call_is_pinned() -> None:
+    rates = RatePlan("standard", "standard/3", "EUR", 2, ())
+    assert (await planner(rate_plan=rates).plan(CALLER, ExecutionRequest("acme/tool"))).rate_plan == rates
+    assert (await planner().plan(CALLER, ExecutionRequest("acme/tool"))).rate_plan is None

@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skillcell.api.roles import NOBODY, role_for
+from skillcell.api.roles import NOBODY, roles_for
 from skillcell.api.status import code_of, message_of, trailers_of
 from skillcell.core.errors import Fault, FaultKind, FieldViolation, QuotaViolation, invalid, not_found
 from skillcell.v1 import admin_pb2, execution_pb2, registry_pb2, session_pb2, usage_pb2
@@ -106,16 +106,26 @@ ALL_FILES = (admin_pb2, execution_pb2, registry_pb2, session_pb2, usage_pb2)
 
 
 def test_every_method_of_every_service_has_a_role_and_no_other_has() -> None:
+    known = {"caller", "publisher", "operator", "biller"}
     for file in ALL_FILES:
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
-                assert role_for(f"/{service.full_name}/{method.name}") in {"caller", "publisher", "operator", "biller"}
-    assert role_for("/skillcell.v1.RegistryService/Forgotten") == NOBODY
-    assert role_for("/skillcell.v1.Other/Execute") == NOBODY
+                roles = roles_for(f"/{service.full_name}/{method.name}")
+                assert roles
+                assert set(roles) <= known
+    assert roles_for("/skillcell.v1.RegistryService/Forgotten") == NOBODY
+    assert roles_for("/skillcell.v1.Other/Execute") == NOBODY
 
 
-def test_what_changes_the_gateway_takes_an_operator_and_what_changes_skills_a_publisher() -> None:
+BILLING = {
+    "ListRatePlans": ("biller", "operator"),
+    "CloseBillingPeriod": ("biller",),
+    "RecordCorrection": ("biller",),
+}
+
+
+def test_what_changes_the_gateway_takes_an_operator_bills_a_biller_and_skills_a_publisher() -> None:
     for method in admin_pb2.DESCRIPTOR.services_by_name["AdminService"].methods:
-        assert role_for(f"/skillcell.v1.AdminService/{method.name}") == "operator"
+        assert roles_for(f"/skillcell.v1.AdminService/{method.name}") == BILLING.get(method.name, ("operator",))
     for name in ("PublishSkill", "SetAlias", "YankSkillVersion", "SetSkillVisibility"):
-        assert role_for(f"/skillcell.v1.RegistryService/{name}") == "publisher"
+        assert roles_for(f"/skillcell.v1.RegistryService/{name}") == ("publisher",)

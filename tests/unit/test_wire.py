@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -13,6 +14,8 @@ from google.protobuf.message import Message
 from skillcell import wire
 from skillcell.core import events, records, skills, types
 from skillcell.core.errors import Fault, FaultKind
+from skillcell.core.rate_plans import RateMeter
+from skillcell.core.statements import Cost, CostLine
 from skillcell.v1 import event_pb2, execution_pb2, skill_pb2, spec_pb2, types_pb2
 from skillcell.wire import enums
 
@@ -54,6 +57,11 @@ def limits() -> types.Limits:
     return types.Limits(**{name: 1_000_000_001 + index for index, name in enumerate(types.Limits.names())})
 
 
+def cost() -> Cost:
+    line = CostLine(RateMeter.CPU_SECONDS, Decimal("0.052"), "Core-Seconds", Decimal("0.000123"))
+    return Cost("EUR", Decimal("0.000123"), "standard/3", (line,))
+
+
 def completed() -> events.Completed:
     return events.Completed(
         outcome=types.Outcome.TIMED_OUT,
@@ -65,8 +73,7 @@ def completed() -> events.Completed:
         signal=9,
         message="over its time",
         evidence=types.Evidence("wall_ns", 1, 2, "ns", "gateway clock", "more"),
-        currency="EUR",
-        amount="0.000123",
+        cost=cost(),
         canceled_by=types.CancelReason.DRAIN,
     )
 
@@ -83,9 +90,7 @@ EVENTS: list[events.Event] = [
     events.Artifact("a/b.txt", 4, "ab" * 32, "text/plain"),
     events.ArtifactRefused("../x", "must be relative"),
     completed(),
-    dataclasses.replace(
-        completed(), exit_code=None, signal=None, evidence=None, amount="", currency="", canceled_by=None
-    ),
+    dataclasses.replace(completed(), exit_code=None, signal=None, evidence=None, cost=None, canceled_by=None),
 ]
 
 

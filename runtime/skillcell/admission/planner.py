@@ -15,6 +15,7 @@ from skillcell.core.errors import Fault, FaultKind, FieldViolation, invalid, not
 from skillcell.core.json_text import json_problem
 from skillcell.core.paths import path_problem
 from skillcell.core.plan import Plan
+from skillcell.core.rate_plans import RatePlan
 from skillcell.core.skills import Entrypoint, SkillVersion, VersionState
 from skillcell.core.types import ExecutionRequest, InputFile, Isolation, Principal
 
@@ -50,6 +51,14 @@ class InputRules(Protocol):
         ...
 
 
+class RatePlans(Protocol):
+    """Who is rated by what."""
+
+    async def plan_for(self, tenant: str) -> RatePlan | None:
+        """What rates a call that the tenant makes now; None where nothing does. Asked by every call: quick."""
+        ...
+
+
 class Planner:
     """Checks requests against catalogue, schemas and policy."""
 
@@ -62,9 +71,11 @@ class Planner:
         default: Isolation,
         *,
         uploads: NamedUploads,
+        rate_plans: RatePlans,
     ) -> None:
         self._catalog = catalog
         self._rules = rules
+        self._rate_plans = rate_plans
         self._policy = policy
         self._classes = classes
         self._default = default
@@ -102,6 +113,7 @@ class Planner:
             stdin=request.stdin if stdin is None else stdin,
             stdin_upload=request.stdin_upload if stdin is None else "",
             uploads=uploads,
+            rate_plan=await self._rate_plans.plan_for(principal.tenant),
         )
 
     def _bound_upload(self, entrypoint: Entrypoint, data: bytes) -> tuple[tuple[str, ...], bytes | None]:

@@ -47,11 +47,9 @@ class TenantStore:
     async def ensure(self, tenant: Tenant, now: datetime) -> None:
         """Makes a tenant unless one of that id is there, whatever that is like."""
 
-        def work(connection: Connection) -> None:
-            if _row(connection, tenant.id) is None:
-                _create(connection, tenant, now)
-
-        await self._database.write(work)
+        # Looked at first, since a store that can only be read is no reason not to start.
+        if await self._database.read(lambda connection: _row(connection, tenant.id)) is None:
+            await self._database.write(lambda connection: _ensure(connection, tenant, now))
 
     async def get(self, tenant_id: str) -> Tenant:
         """NOT_FOUND `TENANT_NOT_FOUND`."""
@@ -91,6 +89,11 @@ def _create(connection: Connection, tenant: Tenant, now: datetime) -> Tenant:
     )
     _publish_as(connection, tenant.id, tenant.publishers)
     return _get(connection, tenant.id)
+
+
+def _ensure(connection: Connection, tenant: Tenant, now: datetime) -> None:
+    if _row(connection, tenant.id) is None:
+        _create(connection, tenant, now)
 
 
 def _update(connection: Connection, tenant: Tenant) -> Tenant:

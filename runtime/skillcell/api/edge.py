@@ -18,7 +18,8 @@ import structlog
 from google.protobuf.message import Message
 
 from skillcell.api.auth import Authenticator
-from skillcell.api.roles import role_for
+from skillcell.api.roles import roles_for
+from skillcell.api.scope import role_required
 from skillcell.api.status import code_of, message_of, trailers_of
 from skillcell.core.errors import Fault, FaultKind, FieldViolation
 from skillcell.core.ids import new_id
@@ -120,14 +121,9 @@ class Edge(grpc.aio.ServerInterceptor):
     async def _enter(self, request: Any, context: grpc.aio.ServicerContext[Any, Any], method: str) -> Any:
         metadata = {str(key): value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         principal = await self._authenticator.authenticate(metadata)
-        role = role_for(method)
-        if role not in principal.roles:
-            raise Fault(
-                FaultKind.PERMISSION_DENIED,
-                "ROLE_REQUIRED",
-                f"this call needs the role {role!r}",
-                metadata={"role": role},
-            )
+        roles = roles_for(method)
+        if principal.roles.isdisjoint(roles):
+            raise role_required(*roles)
         _caller.set(principal)
         if isinstance(request, Message):
             validate(request)

@@ -23,6 +23,7 @@ from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import CancelReason, ExecutionRequest, OnDisconnect, Principal
 from skillcell.execution import Executor
 from skillcell.metering.ledger import Ledger
+from skillcell.metering.rating.cost import max_cost
 from skillcell.metering.records import ExecutionFilter
 from skillcell.sandbox.live_input import LiveInput
 from skillcell.storage.artifacts import ArtifactStore
@@ -30,6 +31,7 @@ from skillcell.storage.uploads import UploadStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.v1 import execution_pb2_grpc
 from skillcell.watching import Watching
+from skillcell.wire.billing import cost_to_proto
 from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, ON_DISCONNECT, OUTCOME
 from skillcell.wire.events import artifact_to_proto
 from skillcell.wire.executions import execution_to_proto
@@ -162,7 +164,9 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         self, request: pb.EstimateExecutionRequest, context: Context
     ) -> pb.EstimateExecutionResponse:
         plan = await self._executor.plan(caller(), spec_from_proto(request.spec))
+        cost = max_cost(plan.limits, plan.rate_plan) if plan.rate_plan is not None else None
         return pb.EstimateExecutionResponse(
+            max_cost=cost_to_proto(cost) if cost is not None else None,
             version=plan.version.version,
             digest=plan.version.digest,
             entrypoint=plan.entrypoint.name,

@@ -1,4 +1,4 @@
-"""UsageService: the ledger for billing pipelines. Quotas, statements and payouts are not served here yet."""
+"""UsageService: the ledger for billing pipelines, and what rating makes of it. Quotas are not served here yet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import grpc.aio
 
+from skillcell.api.billing import Charges
 from skillcell.api.edge import caller
+from skillcell.api.scope import SEES_ALL_USAGE, tenant_in_question
 from skillcell.api.usage_summary import summary_page
 from skillcell.core.errors import invalid
 from skillcell.core.types import UsageRecord
@@ -41,10 +43,11 @@ _DEFECTS = {
 
 
 class UsageService(usage_pb2_grpc.UsageServiceServicer):
-    """Records, sums, and the proof that they are whole."""
+    """Records, sums, charges, and the proof that they are whole."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, charges: Charges) -> None:
         self._ledger = ledger
+        self._charges = charges
 
     async def ListUsageRecords(
         self, request: pb.ListUsageRecordsRequest, context: Context
@@ -82,6 +85,12 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
     async def GetUsageSummary(self, request: pb.GetUsageSummaryRequest, context: Context) -> pb.GetUsageSummaryResponse:
         return await summary_page(self._ledger, caller(), request, _filter(request.filter))
 
+    async def GetStatement(self, request: pb.GetStatementRequest, context: Context) -> pb.GetStatementResponse:
+        return await self._charges.statement(caller(), request)
+
+    async def GetPayout(self, request: pb.GetPayoutRequest, context: Context) -> pb.GetPayoutResponse:
+        return await self._charges.payout(caller(), request)
+
     async def VerifyLedger(self, request: pb.VerifyLedgerRequest, context: Context) -> pb.VerifyLedgerResponse:
         witness = None
         if request.HasField("witness"):
@@ -116,6 +125,7 @@ def _record(record: UsageRecord, with_bytes: bool) -> pb.UsageRecord:
 
 
 def _filter(message: pb.UsageFilter) -> UsageFilter:
+    tenant_in_question(caller(), message.tenant, SEES_ALL_USAGE)
     publisher, _, skill = message.skill.partition("/")
     if message.publisher and publisher and message.publisher != publisher:
         raise invalid("filter.publisher", f"is {message.publisher}, and filter.skill names {publisher}")

@@ -11,6 +11,8 @@ from typing import Any
 
 from skillcell.cli.present import duration, plain, printable, size
 from skillcell.client import CallResult
+from skillcell.core.decimals import decimal_text
+from skillcell.core.statements import Cost
 from skillcell.core.types import Measurement, Outcome
 
 
@@ -39,7 +41,7 @@ def as_json(result: CallResult, counts: Counter[str], saved: Mapping[str, Path])
         ],
         "refused_artifacts": plain(result.refused_artifacts),
         "usage": plain(completed.usage),
-        "cost": {"amount": completed.amount, "currency": completed.currency} if completed.amount else None,
+        "cost": plain(completed.cost),
         "sandbox": plain(result.started),
         "events": dict(counts),
     }
@@ -78,8 +80,8 @@ def summary(result: CallResult, saved: Mapping[str, Path]) -> None:
         "bytes": f"input {size(usage.input_bytes)}, output {size(usage.output_bytes)}, "
         f"artifacts {size(usage.artifact_bytes)}",
     }
-    if completed.amount:
-        rows["cost"] = f"{completed.amount} {completed.currency}"
+    if completed.cost is not None:
+        rows["cost"] = f"{decimal_text(completed.cost.amount)} {completed.cost.currency}{_made_of(completed.cost)}"
     bold, plain_text = ("\x1b[1m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
     for name, value in rows.items():
         sys.stderr.write(f"{bold}{name:<10}{plain_text}{printable(value)}\n")
@@ -97,6 +99,12 @@ def _outcome(result: CallResult) -> str:
         text += f" (fault: {completed.fault.value.lower()}"
         text += ", may be retried)" if completed.retryable else ")"
     return text
+
+
+def _made_of(cost: Cost) -> str:
+    """The plan, and where there is more than one, the parts."""
+    parts = [f"{line.meter.value.lower().replace('_', ' ')} {decimal_text(line.amount)}" for line in cost.lines]
+    return f", plan {cost.plan_version}" + (f": {', '.join(parts)}" if len(parts) > 1 else "")
 
 
 def _measured(measurement: Measurement) -> str:

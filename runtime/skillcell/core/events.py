@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from skillcell.core.statements import Cost
 from skillcell.core.types import CancelReason, Evidence, FaultParty, Isolation, Limits, Outcome, StageTimes, UsageRecord
 
 
@@ -93,11 +94,10 @@ class Completed:
     signal: int | None = None
     message: str = ""
     evidence: Evidence | None = None
-    currency: str = ""
     canceled_by: CancelReason | None = None
     """Set with the outcome CANCELED."""
-    amount: str = ""
-    """Decimal as text; empty when no plan rates this call."""
+    cost: Cost | None = None
+    """None where no plan rates the call; of nothing where it isn't billable."""
 
 
 Event = Queued | Started | Stdout | Stderr | Log | Progress | Output | Artifact | ArtifactRefused | Completed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from skillcell.core.rate_plans import RatePlan
 from skillcell.core.skills import Entrypoint, SkillVersion
 from skillcell.core.types import ExecutionRequest, Isolation, Limits, Principal, WorkingDir
 
@@ -30,8 +31,8 @@ class Plan:
     """The digest of the upload that is standard input; empty where `stdin` is."""
     uploads: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the uploads that the request names, by digest."""
-    rate_plan: str = ""
-    """Version of the plan that rates this call; empty when none does."""
+    rate_plan: RatePlan | None = None
+    """What rates this call, as it was when the call was planned; None when nothing does."""
 
     @property
     def input_bytes(self) -> int:

@@ -36,9 +36,9 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_PUBLISHER: _Role.ValueType  # 2
     """Publish under the tenant's publisher names."""
     ROLE_OPERATOR: _Role.ValueType  # 3
-    """Everything in AdminService."""
+    """Everything in AdminService but closing periods and correcting usage."""
     ROLE_BILLER: _Role.ValueType  # 4
-    """Read all usage, rate it, correct it."""
+    """Read all usage and plans, rate it, correct it, close periods."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What credentials may do."""
@@ -49,9 +49,9 @@ ROLE_CALLER: Role.ValueType  # 1
 ROLE_PUBLISHER: Role.ValueType  # 2
 """Publish under the tenant's publisher names."""
 ROLE_OPERATOR: Role.ValueType  # 3
-"""Everything in AdminService."""
+"""Everything in AdminService but closing periods and correcting usage."""
 ROLE_BILLER: Role.ValueType  # 4
-"""Read all usage, rate it, correct it."""
+"""Read all usage and plans, rate it, correct it, close periods."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -72,7 +72,7 @@ class Tenant(_message.Message):
     display_name: _builtins.str
     """For people."""
     rate_plan: _builtins.str
-    """The plan that its calls are rated by; empty: none."""
+    """The plan that its calls are rated by; empty: the gateway's default, if it has one."""
     suspended: _builtins.bool
     """Whether it is suspended; Block and Unblock change it."""
     etag: _builtins.str
@@ -705,7 +705,7 @@ class CreateRatePlanRequest(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> _policy_pb2.RatePlan:
-        """version and create_time are ignored."""
+        """version, create_time and current are ignored."""
 
     def __init__(
         self,

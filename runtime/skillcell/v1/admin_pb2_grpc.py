@@ -183,6 +183,7 @@ class AdminServiceServicer:
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role operator; use other credentials.
+        - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
         - ALREADY_EXISTS / RESOURCE_EXISTS: the id or publisher name is taken; choose another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -331,7 +332,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateRatePlan(self, request, context):
-        """Makes a new version of a rate plan; versions never change. The same again returns the one that exists.
+        """Makes a new version of a rate plan; versions never change. The content of a version that exists returns that one.
+        Either way it is what new calls of the plan's tenants are rated by from then on.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -349,7 +351,7 @@ class AdminServiceServicer:
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
-        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -363,7 +365,8 @@ class AdminServiceServicer:
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
-        - FAILED_PRECONDITION / WRONG_STATE: the period is not over; close it when it is.
+        - FAILED_PRECONDITION / WRONG_STATE: the period is not over, close it when it is; or an earlier one has usage and is
+        open, close that one first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,6 +40,7 @@ class AdminServiceStub:
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role operator; use other credentials.
+    - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
     - ALREADY_EXISTS / RESOURCE_EXISTS: the id or publisher name is taken; choose another.
     """
     GetTenant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetTenantRequest, _admin_pb2.GetTenantResponse]
@@ -144,7 +145,8 @@ class AdminServiceStub:
     - ABORTED / ETAG_MISMATCH: the policy was changed meanwhile; read it again, then decide again.
     """
     CreateRatePlan: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateRatePlanRequest, _admin_pb2.CreateRatePlanResponse]
-    """Makes a new version of a rate plan; versions never change. The same again returns the one that exists.
+    """Makes a new version of a rate plan; versions never change. The content of a version that exists returns that one.
+    Either way it is what new calls of the plan's tenants are rated by from then on.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -158,7 +160,7 @@ class AdminServiceStub:
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
-    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
     """
     CloseBillingPeriod: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseBillingPeriodRequest, _admin_pb2.CloseBillingPeriodResponse]
     """Closes a billing period for good: late usage becomes a correction in the open one. Closing it again changes nothing
@@ -168,7 +170,8 @@ class AdminServiceStub:
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
-    - FAILED_PRECONDITION / WRONG_STATE: the period is not over; close it when it is.
+    - FAILED_PRECONDITION / WRONG_STATE: the period is not over, close it when it is; or an earlier one has usage and is
+      open, close that one first.
     """
     RecordCorrection: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RecordCorrectionRequest, _admin_pb2.RecordCorrectionResponse]
     """Writes a correction of a usage record into the open period. With a request_id it is safe to send again.
@@ -303,6 +306,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role operator; use other credentials.
+    - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
     - ALREADY_EXISTS / RESOURCE_EXISTS: the id or publisher name is taken; choose another.
     """
     GetTenant: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetTenantRequest, _admin_pb2.GetTenantResponse]  # type: ignore[assignment]
@@ -407,7 +411,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - ABORTED / ETAG_MISMATCH: the policy was changed meanwhile; read it again, then decide again.
     """
     CreateRatePlan: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateRatePlanRequest, _admin_pb2.CreateRatePlanResponse]  # type: ignore[assignment]
-    """Makes a new version of a rate plan; versions never change. The same again returns the one that exists.
+    """Makes a new version of a rate plan; versions never change. The content of a version that exists returns that one.
+    Either way it is what new calls of the plan's tenants are rated by from then on.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -421,7 +426,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
-    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
     """
     CloseBillingPeriod: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseBillingPeriodRequest, _admin_pb2.CloseBillingPeriodResponse]  # type: ignore[assignment]
     """Closes a billing period for good: late usage becomes a correction in the open one. Closing it again changes nothing
@@ -431,7 +436,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
     - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
-    - FAILED_PRECONDITION / WRONG_STATE: the period is not over; close it when it is.
+    - FAILED_PRECONDITION / WRONG_STATE: the period is not over, close it when it is; or an earlier one has usage and is
+      open, close that one first.
     """
     RecordCorrection: _aio.UnaryUnaryMultiCallable[_admin_pb2.RecordCorrectionRequest, _admin_pb2.RecordCorrectionResponse]  # type: ignore[assignment]
     """Writes a correction of a usage record into the open period. With a request_id it is safe to send again.
@@ -569,6 +575,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role operator; use other credentials.
+        - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
         - ALREADY_EXISTS / RESOURCE_EXISTS: the id or publisher name is taken; choose another.
         """
 
@@ -739,7 +746,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.CreateRatePlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.CreateRatePlanResponse, _abc.Awaitable[_admin_pb2.CreateRatePlanResponse]]:
-        """Makes a new version of a rate plan; versions never change. The same again returns the one that exists.
+        """Makes a new version of a rate plan; versions never change. The content of a version that exists returns that one.
+        Either way it is what new calls of the plan's tenants are rated by from then on.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -759,7 +767,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
-        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
         """
 
     @_abc_1.abstractmethod
@@ -775,7 +783,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
-        - FAILED_PRECONDITION / WRONG_STATE: the period is not over; close it when it is.
+        - FAILED_PRECONDITION / WRONG_STATE: the period is not over, close it when it is; or an earlier one has usage and is
+          open, close that one first.
         """
 
     @_abc_1.abstractmethod

@@ -308,6 +308,7 @@ class RatePlan(_message.Message):
     PUBLISHER_SHARE_FIELD_NUMBER: _builtins.int
     ACCEPT_PRICE_HINTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     version: _builtins.str
@@ -315,13 +316,15 @@ class RatePlan(_message.Message):
     currency: _builtins.str
     """ISO 4217."""
     minor_digits: _builtins.int
-    """Decimal places of an invoice line."""
+    """Decimal places of an invoice line; unset: as many as the currency has."""
     minimum_amount: _builtins.str
     """The least a tenant pays for a period, decimal text."""
     publisher_share: _builtins.str
     """The publisher's share of a charge, 0 to 1, decimal text; the platform keeps the rest."""
     accept_price_hints: _builtins.bool
     """Whether publishers' price hints are added to it."""
+    current: _builtins.bool
+    """Whether it is the version that rates new calls of the tenants that have this plan; given by the gateway."""
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateComponent]:
         """What is charged for."""
@@ -336,18 +339,21 @@ class RatePlan(_message.Message):
         name: _builtins.str = ...,
         version: _builtins.str = ...,
         currency: _builtins.str = ...,
-        minor_digits: _builtins.int = ...,
+        minor_digits: _builtins.int | None = ...,
         components: _abc.Iterable[Global___RateComponent] | None = ...,
         minimum_amount: _builtins.str = ...,
         publisher_share: _builtins.str = ...,
         accept_price_hints: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        current: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_minor_digits", b"_minor_digits", "create_time", b"create_time", "minor_digits", b"minor_digits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_price_hints", b"accept_price_hints", "components", b"components", "create_time", b"create_time", "currency", b"currency", "minimum_amount", b"minimum_amount", "minor_digits", b"minor_digits", "name", b"name", "publisher_share", b"publisher_share", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_minor_digits", b"_minor_digits", "accept_price_hints", b"accept_price_hints", "components", b"components", "create_time", b"create_time", "currency", b"currency", "current", b"current", "minimum_amount", b"minimum_amount", "minor_digits", b"minor_digits", "name", b"name", "publisher_share", b"publisher_share", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__minor_digits: _TypeAlias = _typing.Literal["minor_digits"]  # noqa: Y015
+    _WhichOneofArgType__minor_digits: _TypeAlias = _typing.Literal["_minor_digits", b"_minor_digits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minor_digits) -> _WhichOneofReturnType__minor_digits | None: ...
 
 Global___RatePlan: _TypeAlias = RatePlan  # noqa: Y015
 

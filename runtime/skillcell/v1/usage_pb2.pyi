@@ -1087,19 +1087,23 @@ class GetStatementRequest(_message.Message):
 
     TENANT_FIELD_NUMBER: _builtins.int
     PERIOD_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Empty: the caller's own."""
     period: _builtins.str
     """`2026-11`, in UTC."""
+    currency: _builtins.str
+    """ISO 4217. Needed only where plans of several currencies rated the period: there is a statement for each."""
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
         period: _builtins.str = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "period", b"period", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1116,6 +1120,7 @@ class GetStatementResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     AS_OF_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CURRENCIES_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Who pays."""
     period: _builtins.str
@@ -1132,6 +1137,10 @@ class GetStatementResponse(_message.Message):
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementLine]:
         """Rounded once each; they sum to `total` exactly."""
 
+    @_builtins.property
+    def currencies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All that the tenant has a statement in for this period, this one included."""
+
     def __init__(
         self,
         *,
@@ -1142,10 +1151,11 @@ class GetStatementResponse(_message.Message):
         lines: _abc.Iterable[Global___StatementLine] | None = ...,
         total: _builtins.str = ...,
         as_of_sequence: _builtins.int = ...,
+        currencies: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_sequence", b"as_of_sequence", "currency", b"currency", "lines", b"lines", "open", b"open", "period", b"period", "tenant", b"tenant", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_sequence", b"as_of_sequence", "currencies", b"currencies", "currency", b"currency", "lines", b"lines", "open", b"open", "period", b"period", "tenant", b"tenant", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1166,7 +1176,7 @@ class StatementLine(_message.Message):
     skill: _builtins.str
     """`publisher/name`; empty on lines for the tenant as a whole, as minimums."""
     meter: _builtins.str
-    """The plan's component."""
+    """The plan's component, as `cpu_seconds`; `minimum` for what is missing to the plan's minimum."""
     quantity: _builtins.str
     """Decimal text, in `unit`."""
     unit: _builtins.str
@@ -1199,19 +1209,23 @@ class GetPayoutRequest(_message.Message):
 
     PUBLISHER_FIELD_NUMBER: _builtins.int
     PERIOD_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
     publisher: _builtins.str
     """Empty: the caller's own, where it has one only."""
     period: _builtins.str
     """`2026-11`, in UTC."""
+    currency: _builtins.str
+    """ISO 4217. Needed only where plans of several currencies rated the period: there is a payout for each."""
     def __init__(
         self,
         *,
         publisher: _builtins.str = ...,
         period: _builtins.str = ...,
+        currency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "publisher", b"publisher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "period", b"period", "publisher", b"publisher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1227,6 +1241,7 @@ class GetPayoutResponse(_message.Message):
     CURRENCY_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    CURRENCIES_FIELD_NUMBER: _builtins.int
     publisher: _builtins.str
     """Who earns."""
     period: _builtins.str
@@ -1241,6 +1256,10 @@ class GetPayoutResponse(_message.Message):
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___PayoutLine]:
         """One for each Skill."""
 
+    @_builtins.property
+    def currencies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All that the publisher has a payout in for this period, this one included."""
+
     def __init__(
         self,
         *,
@@ -1250,10 +1269,11 @@ class GetPayoutResponse(_message.Message):
         currency: _builtins.str = ...,
         lines: _abc.Iterable[Global___PayoutLine] | None = ...,
         total: _builtins.str = ...,
+        currencies: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "lines", b"lines", "open", b"open", "period", b"period", "publisher", b"publisher", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currencies", b"currencies", "currency", b"currency", "lines", b"lines", "open", b"open", "period", b"period", "publisher", b"publisher", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from skillcell.core import skills, types
-from skillcell.v1 import event_pb2, execution_pb2, skill_pb2, spec_pb2, types_pb2
+from skillcell.core import rate_plans, skills, types
+from skillcell.v1 import event_pb2, execution_pb2, policy_pb2, skill_pb2, spec_pb2, types_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
@@ -55,4 +55,5 @@ CANCEL_SOURCE = EnumMap(types.CancelReason, event_pb2.CancelSource, "CANCEL_SOUR
 EXECUTION_STATE = EnumMap(types.ExecutionState, execution_pb2.ExecutionState, "EXECUTION_STATE_")
 VERSION_STATE = EnumMap(skills.VersionState, skill_pb2.VersionState, "VERSION_STATE_")
 VISIBILITY = EnumMap(skills.Visibility, skill_pb2.Visibility, "VISIBILITY_")
+RATE_METER = EnumMap(rate_plans.RateMeter, policy_pb2.RateMeter, "RATE_METER_")
 SEVERITY = EnumMap(skills.Severity, skill_pb2.Severity, "SEVERITY_")

@@ -13,7 +13,7 @@ from typing import Any
 
 from skillcell.core import events
 from skillcell.v1 import event_pb2 as pb
-from skillcell.v1 import types_pb2
+from skillcell.wire.billing import cost_from_proto, cost_to_proto
 from skillcell.wire.enums import CANCEL_SOURCE, FAULT_PARTY, ISOLATION, OUTCOME
 from skillcell.wire.limits import (
     evidence_from_proto,
@@ -204,16 +204,14 @@ def completed_to_proto(completed: events.Completed) -> pb.Completed:
     )
     if completed.evidence is not None:
         message.evidence.CopyFrom(evidence_to_proto(completed.evidence))
-    if completed.amount:
-        plan = completed.usage.plan_version
-        message.cost.CopyFrom(types_pb2.Cost(currency=completed.currency, amount=completed.amount, plan_version=plan))
+    if completed.cost is not None:
+        message.cost.CopyFrom(cost_to_proto(completed.cost))
     if completed.canceled_by is not None:
         message.canceled_by = CANCEL_SOURCE.to_wire(completed.canceled_by)
     return message
 
 
 def completed_from_proto(message: pb.Completed) -> events.Completed:
-    """Drops the lines of the cost."""
     return events.Completed(
         outcome=OUTCOME.from_wire(message.outcome),
         fault=FAULT_PARTY.from_wire(message.fault),
@@ -225,8 +223,7 @@ def completed_from_proto(message: pb.Completed) -> events.Completed:
         message=message.message,
         evidence=evidence_from_proto(message.evidence) if message.HasField("evidence") else None,
         canceled_by=CANCEL_SOURCE.optional(message.canceled_by),
-        currency=message.cost.currency,
-        amount=message.cost.amount,
+        cost=cost_from_proto(message.cost) if message.HasField("cost") else None,
     )
 
 

@@ -77,10 +77,3 @@ def _largest_remainder(units: int, weights: Sequence[int], everything: int) -> l
     for place in by_remainder[:missing]:
         parts[place] += 1
     return parts
-
-
-def decimal_text(value: Decimal) -> str:
-    """Without an exponent, and without zeros that say nothing: `0.000123`, `1200`, `0`."""
-    text = format(value, "f")
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text in {"", "-0"} else text

@@ -14,10 +14,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from skillcell.core.decimals import decimal_text
 from skillcell.core.errors import Fault, FaultKind, FieldViolation
 from skillcell.core.rate_plans import RateComponent, RatePlan, RateTier, TierMode
 from skillcell.core.yaml_reader import YamlProblem, read_yaml
-from skillcell.metering.rating.money import decimal_text
 from skillcell.metering.rating.plan_reader import Problems, read_plan_fields
 
 MAX_BYTES = 1 << 18

@@ -37,6 +37,17 @@ async def storm(url: str) -> None:
         await asyncio.gather(*[calls() for _ in range(8)])
 
 
+async def admits(url: str) -> None:
+    """Admits for ever, saying each acknowledgement."""
+    async with await Database.open(url) as database:
+        ledger = Ledger(database)
+        while True:
+            given = admission()
+            await ledger.admit(given)
+            say(admitted=given.execution_id)
+            await asyncio.sleep(0)
+
+
 async def full_disk(url: str) -> None:
     """On a tiny disk: works, is filled, refuses, is freed, works again."""
     filler = Path(url.removeprefix("sqlite:///")).with_name("filler")

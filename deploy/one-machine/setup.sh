@@ -72,6 +72,17 @@ if [ ! -e "$stamp" ] || ! "$venv/bin/python" -c 'import skillcell' 2>/dev/null; 
     touch "$stamp"
 fi
 
+# The judge of FOCUS datasets lives apart from us: it wants other versions of the same packages.
+focus="$venv-focus"
+stamp="$focus/.installed-$(sha256sum deploy/one-machine/focus-validator.txt | cut -c1-16)"
+if [ "$mode" = test ] && [ ! -e "$stamp" ]; then
+    say "the FOCUS validator in $focus"
+    "$python" -m venv --clear "$focus"
+    "$focus/bin/python" -m pip install -q --disable-pip-version-check --root-user-action=ignore \
+        --no-deps --ignore-requires-python -r deploy/one-machine/focus-validator.txt
+    touch "$stamp"
+fi
+
 # One store of images for the demonstration and the tests.
 mkdir -p "$data/images" "$data/demo"
 [ -e "$data/demo/images" ] || ln -s ../images "$data/demo/images"

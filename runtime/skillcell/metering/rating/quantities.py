@@ -6,8 +6,10 @@ divides into a finite decimal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from decimal import Decimal
 
 from skillcell.core.rate_plans import RateMeter
@@ -71,14 +73,22 @@ class UsageKey:
     day: str = ""
     """`2026-11-22`, UTC, by the record's end."""
     correction: bool = False
+    """Of a call of an earlier month."""
+    tags: str = ""
+    """Labels as a JSON object, keys sorted; empty: none, or not told apart."""
 
     def coarse(self) -> UsageKey:
         """What of it a statement tells apart."""
-        return replace(self, version="", outcome="", day="", correction=False)
+        return UsageKey(self.tenant, self.plan_version, self.publisher, self.skill)
+
+
+def coarse_key_of(record: UsageRecord) -> UsageKey:
+    """What a statement tells apart."""
+    return UsageKey(record.tenant, record.plan_version, record.publisher, record.skill)
 
 
 def key_of(record: UsageRecord) -> UsageKey:
-    """The finest key."""
+    """What an export tells apart, besides labels: as many keys as Skill versions, outcomes and days."""
     return UsageKey(
         tenant=record.tenant,
         plan_version=record.plan_version,
@@ -87,8 +97,18 @@ def key_of(record: UsageRecord) -> UsageKey:
         version=record.version,
         outcome=record.outcome.value,
         day=record.ended_at.date().isoformat(),
-        correction=bool(record.correction_of),
+        correction=bool(record.correction_of) and _month(record.admitted_at) != _month(record.ended_at),
     )
+
+
+def tagged_key_of(record: UsageRecord) -> UsageKey:
+    """The finest key, labels included: a label that is different in each call makes a key of each call."""
+    tags = json.dumps(dict(record.labels), sort_keys=True, ensure_ascii=False) if record.labels else ""
+    return replace(key_of(record), tags=tags)
+
+
+def _month(instant: datetime) -> tuple[int, int]:
+    return instant.year, instant.month
 
 
 def sums_of(record: UsageRecord) -> UsageSums:
@@ -114,12 +134,16 @@ def sums_of(record: UsageRecord) -> UsageSums:
     )
 
 
-def collect(records: Iterable[UsageRecord], into: dict[UsageKey, UsageSums] | None = None) -> dict[UsageKey, UsageSums]:
-    """Sums by the finest key. Batches add up: give the result of one as `into` of the next."""
+def collect(
+    records: Iterable[UsageRecord],
+    into: dict[UsageKey, UsageSums] | None = None,
+    key: Callable[[UsageRecord], UsageKey] = coarse_key_of,
+) -> dict[UsageKey, UsageSums]:
+    """Sums by key; what isn't billable counts as nothing. Batches add up: one's result is the next one's `into`."""
     sums = {} if into is None else into
     for record in records:
-        key = key_of(record)
-        sums[key] = sums.get(key, UsageSums()) + sums_of(record)
+        of = key(record)
+        sums[of] = sums.get(of, UsageSums()) + sums_of(record)
     return sums
 
 

@@ -157,6 +157,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             boot_id=me.boot_id,
             steps=steps,
         )
+        _show_calls(metrics, executor, live, gate)
         recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
@@ -314,6 +315,18 @@ def _uploads(settings: Settings, data: DataDirectory, database: Database, clock:
         reserve_bytes=settings.uploads_reserve_bytes,
     )
     return UploadStore(data.uploads, database, data.instance_id, clock, bounds)
+
+
+def _show_calls(metrics: CallMetrics, executor: Executor, live: LiveExecutions, gate: CapacityGate) -> None:
+    """What this process has in hand; where several share a ledger, each shows its own."""
+    here = Gauge(
+        "skillcell_executions", "Calls that are carried out here, waiting ones too.", registry=metrics.registry
+    )
+    here.set_function(lambda: len(live))
+    waiting = Gauge("skillcell_queued_executions", "Calls that wait for room here.", registry=metrics.registry)
+    waiting.set_function(lambda: gate.waiting)
+    draining = Gauge("skillcell_draining", "1 from when this process was told to stop.", registry=metrics.registry)
+    draining.set_function(lambda: int(executor.draining))
 
 
 def _show_uploads(metrics: CallMetrics, uploads: UploadStore) -> None:

@@ -129,7 +129,7 @@ def _check(connection: Connection, tenant: Tenant) -> None:
     if tenant.rate_plan:
         known = connection.execute(select(names.name).where(names.name == tenant.rate_plan)).scalar_one_or_none()
         if known is None:
-            raise not_found("rate_plan", tenant.rate_plan, "`skillcell billing plan list` shows what there is")
+            raise not_found("rate_plan", tenant.rate_plan)
     columns = tenant_publishers.c
     query = select(columns.publisher).where(columns.publisher.in_(tenant.publishers), columns.tenant != tenant.id)
     taken = connection.execute(query.order_by(columns.publisher).limit(1)).scalar_one_or_none()

@@ -132,6 +132,9 @@ _HINTS = {
     "SKILL_VERSION_NOT_FOUND": "`skillcell skills versions PUBLISHER/NAME` lists what there is",
     "ENTRYPOINT_NOT_FOUND": "`skillcell skills show REF` lists what can be called",
     "EXECUTION_NOT_FOUND": "`skillcell executions` lists what there is",
+    "RATE_PLAN_NOT_FOUND": "`skillcell billing plan list` lists what there is, `skillcell billing assign` gives one",
+    "USAGE_RECORD_NOT_FOUND": "`skillcell usage list --json` lists records with their event_id",
+    "ETAG_MISMATCH": "someone else changed it meanwhile: look at it, then try again",
     "VERSION_EXISTS": "versions never change: publish with another --version",
 }
 

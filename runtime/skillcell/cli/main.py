@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skillcell.cli import call, executions, options, publishing, serve, skills, usage
+from skillcell.cli import billing, call, executions, options, publishing, serve, skills, usage
 
 
 class Shell(Enum):
@@ -59,6 +59,7 @@ app.command()(executions.watch)
 app.command()(executions.logs)
 app.command()(executions.cancel)
 app.add_typer(usage.app, name="usage")
+app.add_typer(billing.app, name="billing")
 app.command()(serve.doctor)
 app.add_typer(serve.images_app, name="images")
 app.command()(completion)

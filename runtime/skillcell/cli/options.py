@@ -148,6 +148,18 @@ def moment(option: str, text: str | None) -> datetime | None:
         raise typer.BadParameter(f"{option} {text!r}: is not a time such as 2026-11-22T10:00 or 2h") from None
 
 
+def month(option: str, text: str) -> str:
+    """A billing period, `2026-11`; the one that is running, in UTC, where none is given."""
+    from datetime import UTC, datetime
+
+    from skillcell.core.periods import Period
+
+    try:
+        return str(Period.parse(text) if text else Period.of(datetime.now(UTC)))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
 def input_files(given: list[str] | None) -> dict[str, Path]:
     """`PATH` or `PATH:NAME`, name in the workspace to local file. A folder brings the files below it."""
     found: dict[str, Path] = {}

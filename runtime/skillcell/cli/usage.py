@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from skillcell.client import SkillcellClient
     from skillcell.core.types import UsageRecord
 
+_BY = "tenant, publisher, skill, version, entrypoint, outcome, isolation, label:KEY; several with commas."
 app = typer.Typer(help="What calls used: records, sums, the check of the ledger.", invoke_without_command=True)
+Tenant = Annotated[str, typer.Option("--tenant", metavar="ID", help="Only this tenant's calls.")]
+Publisher = Annotated[str, typer.Option("--publisher", metavar="NAME", help="Only calls of this publisher's Skills.")]
 Skill = Annotated[str, typer.Option("--skill", metavar="PUBLISHER/NAME", help="Only calls of this Skill.")]
 
 
@@ -38,6 +41,8 @@ def default(
 @app.command("list")
 def listed(
     *,
+    tenant: Tenant = "",
+    publisher: Publisher = "",
     skill: Skill = "",
     execution: Annotated[str, typer.Option("--execution", metavar="ID", help="One call's record.")] = "",
     label: options.Labels = None,
@@ -59,6 +64,8 @@ def listed(
         token = ""
         while len(found) < limit:
             page = await client.usage.records(
+                tenant=tenant,
+                publisher=publisher,
                 skill=skill,
                 execution_id=execution,
                 labels=labels,
@@ -104,9 +111,15 @@ def summary(
     *,
     by: Annotated[
         str,
-        typer.Option("--by", metavar="KEYS", help="tenant, skill, publisher, version, outcome…, label:KEY; commas."),
+        typer.Option(
+            "--by",
+            metavar="KEYS",
+            help=_BY,
+        ),
     ] = "skill",
     bucket: Annotated[str, typer.Option("--bucket", metavar="SPAN", help="hour, day or month.")] = "",
+    tenant: Tenant = "",
+    publisher: Publisher = "",
     skill: Skill = "",
     label: options.Labels = None,
     after: options.After = None,
@@ -124,7 +137,14 @@ def summary(
         from skillcell.cli.present import duration, print_json, size, table
 
         found = await client.usage.summary(
-            by=keys, bucket=bucket, skill=skill, labels=labels, after=since, before=until
+            by=keys,
+            bucket=bucket,
+            tenant=tenant,
+            publisher=publisher,
+            skill=skill,
+            labels=labels,
+            after=since,
+            before=until,
         )
         if as_json:
             print_json(found)
@@ -136,9 +156,13 @@ def summary(
                 str(group.totals.calls),
                 str(group.totals.billable_calls),
                 f"{group.totals.billed_ms / 1000:.3f} s",
+                duration(group.totals.run_ns),
                 duration(group.totals.cpu_total_ns),
                 f"{group.totals.memory_limit_byte_ns / (1 << 30) / 1e9:.3f}",
+                size(group.totals.egress_in_bytes + group.totals.egress_out_bytes),
+                size(group.totals.input_bytes),
                 size(group.totals.output_bytes),
+                size(group.totals.artifact_bytes),
             )
             for group in found.groups
         ]
@@ -148,7 +172,7 @@ def summary(
     run(connection(server, api_key), work, as_json=as_json)
 
 
-_SUMS = ("CALLS", "BILLABLE", "BILLED", "CPU", "GIB·S", "OUTPUT")
+_SUMS = ("CALLS", "BILLABLE", "BILLED", "RUN", "CPU", "GIB·S", "EGRESS", "INPUT", "OUTPUT", "ARTIFACTS")
 
 
 @app.command()

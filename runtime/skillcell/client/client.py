@@ -1,4 +1,4 @@
-"""`SkillcellClient`: calls as methods with the domain's types; the registry and usage lie in attributes.
+"""`SkillcellClient`: calls as methods with the domain's types; what else a gateway serves lies in attributes.
 
 Two things a reader could get wrong. A call is sent with a `request_id` of its own unless one is given, so that a broken
 connection can be taken up; leaving its events early therefore cancels it explicitly. And an outcome is never raised:
@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 from skillcell.client import convert
+from skillcell.client.admin import AdminCalls
+from skillcell.client.billing import BillingCalls
 from skillcell.client.channel import Tls, ask, credentials_metadata, known_values, open_channel
 from skillcell.client.collect import collect
 from skillcell.client.convert import time_range
@@ -55,6 +57,8 @@ class SkillcellClient:
         self._executions = execution_pb2_grpc.ExecutionServiceStub(self._channel)
         self.registry = RegistryCalls(self._channel, self._metadata)
         self.usage = UsageCalls(self._channel, self._metadata)
+        self.billing = BillingCalls(self._channel, self._metadata)
+        self.admin = AdminCalls(self._channel, self._metadata)
         self.publish = self.registry.publish
         self.validate = self.registry.validate
 

@@ -25,6 +25,7 @@ from skillcell.client.types import (
 from skillcell.core.types import ExecutionRequest, InputFile, LimitRequest
 from skillcell.v1 import event_pb2, execution_pb2, skill_pb2, types_pb2, usage_pb2
 from skillcell.wire import completed_from_proto, event_from_proto, granted_from_proto
+from skillcell.wire.billing import cost_from_proto
 from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, OUTCOME, VISIBILITY
 from skillcell.wire.events import artifact_from_proto
 from skillcell.wire.times import instant_from_proto, instant_to_proto
@@ -107,8 +108,7 @@ def estimate(message: execution_pb2.EstimateExecutionResponse) -> Estimate:
         limits=granted_from_proto(message.limits),
         isolation=ISOLATION.from_wire(message.isolation),
         reservations=tuple(Reservation(r.quota, r.amount, r.available) for r in message.reservations),
-        max_amount=message.max_cost.amount,
-        currency=message.max_cost.currency,
+        max_cost=cost_from_proto(message.max_cost) if message.HasField("max_cost") else None,
     )
 
 

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from functools import cached_property
 from os import PathLike
 from typing import Any, Generic, TypedDict, TypeVar
 
 from skillcell.core import events
+from skillcell.core.rate_plans import RatePlan
 from skillcell.core.skills import Finding, SkillVersion, Visibility
+from skillcell.core.statements import Cost
 from skillcell.core.types import (
     ExecutionState,
     InputFile,
@@ -153,8 +156,8 @@ class Estimate:
     limits: Limits
     isolation: Isolation
     reservations: tuple[Reservation, ...]
-    max_amount: str
-    currency: str
+    max_cost: Cost | None
+    """The most it can cost; None where no plan rates it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +246,74 @@ class Verification:
     defects: tuple[LedgerDefect, ...]
     head_sequence: int
     head_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One component of one plan version for one Skill; `skill` is empty on a line for the tenant as a whole."""
+
+    skill: str
+    meter: str
+    """The plan's component, as `cpu_seconds`; `minimum` for what is missing to the plan's minimum."""
+    quantity: Decimal
+    unit: str
+    amount: Decimal
+    plan_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A tenant's charges of one month in one currency; the lines sum to `total`."""
+
+    tenant: str
+    period: str
+    open: bool
+    """It can still change."""
+    currency: str
+    lines: tuple[StatementLine, ...]
+    total: Decimal
+    as_of_sequence: int
+    """The last record that is rated."""
+    currencies: tuple[str, ...]
+    """All that the tenant has a statement in for this month."""
+
+
+@dataclass(frozen=True, slots=True)
+class PayoutLine:
+    """What one Skill brought in; share and fee sum to `charged`."""
+
+    skill: str
+    calls: int
+    charged: Decimal
+    publisher_share: Decimal
+    platform_fee: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Payout:
+    """A publisher's part of one month's charges in one currency."""
+
+    publisher: str
+    period: str
+    open: bool
+    currency: str
+    lines: tuple[PayoutLine, ...]
+    total: Decimal
+    currencies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanVersion:
+    """One version of a rate plan. `current`: its name's tenants are rated by it now."""
+
+    plan: RatePlan
+    current: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedPeriod:
+    """A month that is closed, and the last record that belongs to it."""
+
+    period: str
+    last_sequence: int
+    closed_at: datetime

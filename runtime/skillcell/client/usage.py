@@ -34,6 +34,8 @@ class UsageCalls:
     async def records(
         self,
         *,
+        tenant: str = "",
+        publisher: str = "",
         skill: str = "",
         execution_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -44,7 +46,9 @@ class UsageCalls:
     ) -> Page[UsageRecord]:
         """Usage records in the order of the ledger."""
         request = pb.ListUsageRecordsRequest(
-            filter=_filter(skill, execution_id, labels, after, before), page_size=page_size, page_token=page_token
+            filter=_filter(skill, execution_id, labels, after, before, tenant=tenant, publisher=publisher),
+            page_size=page_size,
+            page_token=page_token,
         )
         answer = await ask(self._stub.ListUsageRecords(request, metadata=self._metadata))
         with known_values():
@@ -64,6 +68,8 @@ class UsageCalls:
         *,
         by: Sequence[str] = (),
         bucket: str = "",
+        tenant: str = "",
+        publisher: str = "",
         skill: str = "",
         labels: Mapping[str, str] | None = None,
         after: datetime | None = None,
@@ -75,7 +81,7 @@ class UsageCalls:
         empty. Raises ValueError for other names.
         """
         request = pb.GetUsageSummaryRequest(
-            filter=_filter(skill, "", labels, after, before),
+            filter=_filter(skill, "", labels, after, before, tenant=tenant, publisher=publisher),
             group_by=[_known(DIMENSIONS, name, "dimension") for name in by if not name.startswith("label:")],
             group_by_labels=[name.removeprefix("label:") for name in by if name.startswith("label:")],
             bucket=_known(BUCKETS, bucket, "bucket") if bucket else pb.TIME_BUCKET_UNSPECIFIED,
@@ -111,9 +117,17 @@ def _filter(
     labels: Mapping[str, str] | None,
     after: datetime | None,
     before: datetime | None,
+    *,
+    tenant: str = "",
+    publisher: str = "",
 ) -> pb.UsageFilter:
     return pb.UsageFilter(
-        skill=skill, execution_id=execution_id, labels=labels or {}, time=convert.time_range(after, before)
+        tenant=tenant,
+        publisher=publisher,
+        skill=skill,
+        execution_id=execution_id,
+        labels=labels or {},
+        time=convert.time_range(after, before),
     )
 
 

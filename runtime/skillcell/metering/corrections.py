@@ -95,8 +95,7 @@ def record_correction(
             return _same(connection, before, correction.request_id, given)
     original = _record(connection, correction.event_id)
     if original is None:
-        hint = "take the event_id from `skillcell usage list --json`"
-        raise not_found("usage_record", correction.event_id, hint)
+        raise not_found("usage_record", correction.event_id)
     record = corrected(original, _earlier(connection, original.event_id), correction.delta, ids.event_id(), now)
     record = settling.append(connection, record, bounds)
     connection.execute(

@@ -8,7 +8,7 @@ Every coroutine that writes returns after the write is durable. What a reader co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -225,16 +225,26 @@ class Ledger:
     async def list_usage_records(
         self, principal: Principal, after_sequence: int = 0, limit: int = 100, wanted: UsageFilter | None = None
     ) -> tuple[UsageRecord, ...]:
-        """In the chain's order; a biller or operator sees all tenants', others their own. At most 1000 at once."""
+        """In the chain's order. At most 1000 at once.
+
+        A biller or operator sees all tenants', a publisher who asks for its own Skills those without labels, anyone
+        else its own.
+        """
         if not 0 <= after_sequence < 1 << 63:
             raise invalid("after_sequence", f"is {after_sequence}; it must be 0 or a sequence that was received")
-        tenant, size = _scope(principal), _page_size(limit)
-        return await self._database.read(
-            lambda connection: listing.records_after(connection, tenant, after_sequence, size, wanted)
+        size, where = _page_size(limit), wanted or UsageFilter()
+        tenant = _scope(principal)
+        strangers = _as_publisher(principal, where)
+        if strangers:
+            tenant = None
+            _no_labels("filter.labels", where.labels)
+        found = await self._database.read(
+            lambda connection: listing.records_after(connection, tenant, after_sequence, size, where)
         )
+        return tuple(replace(record, labels={}) for record in found) if strangers else found
 
     async def usage_summary(self, principal: Principal, grouping: Grouping | None = None) -> tuple[UsageGroup, ...]:
-        """Sums in integers; a biller or operator sees all tenants', others their own."""
+        """Sums in integers, of the records that `list_usage_records` would show."""
         groups, _ = await self.usage_summary_as_of(principal, grouping or Grouping(), 0)
         return groups
 
@@ -243,6 +253,10 @@ class Ledger:
     ) -> tuple[tuple[UsageGroup, ...], int]:
         """The same over the records up to one, and which that was: the head where 0 is given."""
         tenant = _scope(principal)
+        if _as_publisher(principal, grouping.where):
+            tenant = None
+            _no_labels("filter.labels", grouping.where.labels)
+            _no_labels("group_by_labels", grouping.labels)
 
         def look(connection: Connection) -> tuple[tuple[UsageGroup, ...], int]:
             last = as_of_sequence or settling.head(connection).sequence
@@ -311,6 +325,18 @@ class Ledger:
 
 def _scope(principal: Principal) -> str | None:
     return None if principal.roles & _SEES_ALL else principal.tenant
+
+
+def _as_publisher(principal: Principal, wanted: UsageFilter) -> bool:
+    """Whether somebody asks for calls of its own Skills, whoever made them."""
+    if principal.roles & _SEES_ALL or "publisher" not in principal.roles or wanted.tenant:
+        return False
+    return bool(wanted.publisher) and wanted.publisher in principal.publishers
+
+
+def _no_labels(field: str, labels: Collection[str]) -> None:
+    if labels:
+        raise invalid(field, "labels are their callers' own; name your tenant in filter.tenant to ask for yours")
 
 
 def _page_size(size: int) -> int:

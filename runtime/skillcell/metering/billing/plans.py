@@ -23,8 +23,6 @@ from skillcell.storage.pages import decode_token, encode_token, fingerprint
 from skillcell.storage.tables import tenants
 from skillcell.storage.tables_billing import rate_plan_names, rate_plans
 
-_HINT = "`skillcell billing plan list` shows what there is"
-
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
@@ -54,7 +52,7 @@ class RatePlanStore:
         """A version, as `standard/3`. NOT_FOUND `RATE_PLAN_NOT_FOUND`."""
         found = await self._database.read(lambda connection: load(connection, [version]))
         if version not in found:
-            raise not_found("rate_plan", version, _HINT)
+            raise not_found("rate_plan", version)
         return found[version]
 
     async def list(self, name: str = "", page_size: int = 50, page_token: str = "") -> PlanPage:

@@ -28,7 +28,7 @@ from skillcell.metering.rating.rate import statements
 from skillcell.storage.database import Database
 from skillcell.storage.tables import tenants
 
-_NO_PLAN = "no plan rates it: create one and assign it with `skillcell billing assign TENANT PLAN`"
+_NO_PLAN = "No plan rates this tenant; an operator makes one and assigns it"
 
 
 class InOneCurrency(Protocol):

@@ -7,6 +7,7 @@ newer version. What it is told to send is in its attributes; what it was sent is
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ import grpc.aio
 from skillcell import wire
 from skillcell.api.status import code_of, trailers_of
 from skillcell.core import events, skills, types
-from skillcell.core.errors import Fault
+from skillcell.core.errors import Fault, invalid
 from skillcell.v1 import execution_pb2 as ex
 from skillcell.v1 import execution_pb2_grpc, registry_pb2_grpc, usage_pb2_grpc
 from skillcell.v1 import registry_pb2 as rg
@@ -133,6 +134,12 @@ class ScriptedGateway:
         self.seen: list[Any] = []
         self.metadata: dict[str, str] = {}
         self.archive = b""
+        self.uploads: dict[str, bytes] = {}
+        """By digest; what is in it needs no bytes."""
+        self.upload_bound = 1 << 30
+        """One upload that passes it is refused in mid-stream."""
+        self.upload_breaks = 0
+        """How many uploads find no gateway."""
         self.canceled = asyncio.Event()
         self.reached_hold = asyncio.Event()
         self.cancel_seen = asyncio.Event()
@@ -235,6 +242,35 @@ class _Executions(execution_pb2_grpc.ExecutionServiceServicer):
             if self.script.artifact_breaks:
                 self.script.artifact_breaks -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted break")
+
+    async def UploadInput(self, requests: Any, context: Any) -> Any:
+        script, data, header = self.script, bytearray(), None
+        async for request in requests:
+            if header is None:
+                header = request.header
+                await script.enter(header, context)
+                if script.upload_breaks:
+                    script.upload_breaks -= 1
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted break")
+                if header.digest in script.uploads:
+                    return self._uploaded(header.digest)
+                if header.size_bytes > script.upload_bound:
+                    await self._too_large(context)
+                await context.send_initial_metadata((("skillcell-upload", "send"),))
+            data += request.chunk
+            if len(data) > script.upload_bound:
+                await self._too_large(context)
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        script.uploads[digest] = bytes(data)
+        return self._uploaded(digest)
+
+    async def _too_large(self, context: Any) -> None:
+        fault = invalid("chunk", "is too much")
+        await context.abort(code_of(fault), fault.message, trailers_of(fault))
+
+    def _uploaded(self, digest: str) -> Any:
+        size, expires = len(self.script.uploads[digest]), wire.times.instant_to_proto(NOW)
+        return ex.UploadInputResponse(digest=digest, size_bytes=size, expire_time=expires)
 
     async def EstimateExecution(self, request: Any, context: Any) -> Any:
         await self.script.enter(request, context)

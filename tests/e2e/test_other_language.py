@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from one_machine import Machine, one_machine
+from one_machine import Machine, one_machine, write_skill
 
 CHECKOUT = Path(__file__).parents[2]
 CLIENT = CHECKOUT / "tests" / "e2e" / "node_client"
+HASH = {
+    "SKILL.md": "---\nname: hash\ndescription: Tells the hash of its standard input.\n---\n",
+    "scripts/hash.py": "import hashlib, sys\nprint(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())\n",
+}
 INPUT = '{"spot": 100, "strike": 90, "samples": 1000}'
 
 
@@ -40,13 +44,17 @@ def node_client() -> Path:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     with one_machine(tmp_path_factory.mktemp("home")) as served:
         served.run("publish", str(CHECKOUT / "tests" / "skills" / "monte-carlo"), "--as", "samples/monte-carlo")
+        write_skill(served.home / "hash", HASH)
+        served.run("publish", "hash", "--as", "samples/hash")
         yield served
 
 
-def node(client: Path, machine: Machine, script: str, *, key: str = "") -> subprocess.CompletedProcess[str]:
-    note = machine.note
+def node(
+    client: Path, machine: Machine, script: str, *arguments: str, key: str = ""
+) -> subprocess.CompletedProcess[str]:
+    note, given = machine.note, arguments or ("samples/monte-carlo", INPUT)
     return subprocess.run(
-        ["node", script, note["address"], key or note["api_key"], "samples/monte-carlo", INPUT],
+        ["node", script, note["address"], key or note["api_key"], *given],
         cwd=client,
         env={**os.environ, "PROTOS": str(CHECKOUT / "protos")},
         capture_output=True,
@@ -78,5 +86,14 @@ def test_a_node_client_with_another_key_is_refused(node_client: Path, machine: M
     assert "UNAUTHENTICATED" in done.stderr
 
 
-def test_the_readme_shows_the_client_that_is_tested_here() -> None:
-    assert (CLIENT / "call.mjs").read_text() in (CHECKOUT / "README.md").read_text()
+def test_a_node_client_sends_a_large_file_ahead(node_client: Path, machine: Machine, tmp_path: Path) -> None:
+    data = os.urandom(9 << 20)
+    (tmp_path / "large").write_bytes(data)
+    done = node(node_client, machine, "upload.mjs", "samples/hash", str(tmp_path / "large"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("script", ["call.mjs", "upload.mjs"])
+def test_the_readme_shows_the_clients_that_are_tested_here(script: str) -> None:
+    assert (CLIENT / script).read_text() in (CHECKOUT / "README.md").read_text()

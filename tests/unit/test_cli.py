@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import pty
@@ -582,3 +583,41 @@ except SystemExit:
 
 async def test_the_version_is_printed(cli: Cli) -> None:
     assert (await cli("version")).out.startswith("skillcell 0.")
+
+
+async def test_upload_prints_the_digest_alone(cli: Cli, gateway: ScriptedGateway) -> None:
+    data = b"shared" * 100
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    (cli.home / "input.bin").write_bytes(data)
+    done = await cli("upload", "input.bin")
+    assert (done.code, done.out) == (0, f"{digest}\n")
+    assert "600 bytes, kept until 2026-11-22 10:20 UTC" in done.err
+    assert gateway.uploads == {digest: data}
+    assert (await cli("upload", "-", "--json", stdin=data)).json()["digest"] == digest
+    missing = await cli("upload", "missing")
+    assert missing.code == 2
+    assert "'missing': No such file" in missing.err
+
+
+async def test_a_call_sends_ahead_what_is_large_from_a_file_or_a_pipe(cli: Cli, gateway: ScriptedGateway) -> None:
+    large = os.urandom(5 << 20)
+    value = b'{"pad": "' + b"x" * (5 << 20) + b'"}'
+    (cli.home / "large").write_bytes(large)
+    (cli.home / "in.json").write_bytes(value)
+    done = await cli("call", "acme/tool", "--input", "@in.json", "--stdin", "-", "-f", "large", stdin=large + b"typed")
+    assert done.code == 0, done.err
+    assert b"sending" not in done.stderr
+    (request,) = gateway.requests(ex.ExecuteRequest)
+    named = (request.spec.input_upload, request.spec.stdin_upload, request.spec.files[0].upload)
+    assert [gateway.uploads[digest] for digest in named] == [value, large + b"typed", large]
+
+
+async def test_a_terminal_sees_how_far_an_upload_is(cli: Cli) -> None:
+    (cli.home / "large").write_bytes(os.urandom(9 << 20))
+    master, slave = pty.openpty()
+    process = await cli.start("upload", "large", stdin=slave, stderr=slave)
+    os.close(slave)
+    shown = await asyncio.to_thread(_read_all, master)
+    await process.communicate()
+    assert "sending large ━━" in shown
+    assert shown.rindex("\x1b[2K") < shown.rindex("bytes, kept until")

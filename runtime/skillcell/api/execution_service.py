@@ -158,7 +158,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def UploadInput(
         self, requests: AsyncIterator[pb.UploadInputRequest], context: Context
     ) -> pb.UploadInputResponse:
-        return await upload_input(self._uploads, caller(), requests)
+        return await upload_input(self._uploads, caller(), requests, context)
 
     async def EstimateExecution(
         self, request: pb.EstimateExecutionRequest, context: Context

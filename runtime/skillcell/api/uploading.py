@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
 
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.types import Principal
@@ -12,9 +15,15 @@ from skillcell.storage.uploads import UploadStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.wire.times import instant_to_proto
 
+SEND = ("skillcell-upload", "send")
+"""Initial metadata once the bytes are wanted."""
+
 
 async def upload_input(
-    uploads: UploadStore, principal: Principal, requests: AsyncIterator[pb.UploadInputRequest]
+    uploads: UploadStore,
+    principal: Principal,
+    requests: AsyncIterator[pb.UploadInputRequest],
+    context: grpc.aio.ServicerContext[Any, Any],
 ) -> pb.UploadInputResponse:
     """Raises Fault, and then nothing is kept. What other tenants have uploaded is never looked at."""
     first = await anext(aiter(requests), None)
@@ -31,6 +40,7 @@ async def upload_input(
             )
         return _answer(known)
     async with uploads.receive(principal.tenant, announced) as receiving:
+        await context.send_initial_metadata((SEND,))
         async for request in requests:
             if request.WhichOneof("part") == "header":
                 raise _order("the header came twice")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from skillcell.cli import exits, options
 from skillcell.cli.connection import connection, run
+from skillcell.cli.sending import json_input, source
 
 
 def call(
@@ -70,6 +70,7 @@ def call(
 ) -> None:
     """Call a Skill: its output live, its artifacts saved, its usage at the end.
 
+    Input, standard input and files may be of any size: what is too large for a message is sent ahead.
     With --json, one JSON object on stdout and nothing else. Ctrl-C cancels the call; twice leaves at once.
     """
     from skillcell.cli.calling import Calling
@@ -95,9 +96,9 @@ def call(
         ),
     }
     if input_text is not None:
-        call_options["input_json"] = _json_input(input_text)
+        call_options["input_json"] = json_input(input_text)
     if stdin is not None:
-        call_options["stdin"] = _read("--stdin", stdin)
+        call_options["stdin"] = source("--stdin", stdin)
     if isolation is not None:
         call_options["isolation"] = Isolation[isolation.name]
     if cwd is not None:
@@ -108,22 +109,3 @@ def call(
 
 
 call.__doc__ = f"{call.__doc__}\n\n    {exits.CALL_HELP}\n"
-
-
-def _json_input(text: str) -> bytes:
-    data = _read("--input", text[1:]) if text.startswith("@") else text.encode("utf-8", "surrogateescape")
-    try:
-        value: Any = json.loads(data)
-    except ValueError as error:
-        raise typer.BadParameter(f"--input is not JSON: {error}") from error
-    del value
-    return data
-
-
-def _read(option: str, name: str) -> bytes:
-    if name == "-":
-        return typer.get_binary_stream("stdin").read()
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"{option} {name!r}: {error.strerror}") from error

@@ -15,6 +15,7 @@ from skillcell.cli import exits, report
 from skillcell.cli.live import Live
 from skillcell.cli.present import print_json
 from skillcell.cli.saving import save_artifacts
+from skillcell.cli.sending import sending
 from skillcell.client import CallOptions, SkillcellClient, SkillcellError
 from skillcell.client.collect import Collector
 
@@ -35,7 +36,7 @@ class Calling:
 
     async def start(self, client: SkillcellClient) -> int:
         """Detached: the id on stdout."""
-        execution = await client.start(self.skill, request_id=self.request_id, **self.options)
+        execution = await client.start(self.skill, request_id=self.request_id, on_upload=sending, **self.options)
         if self.as_json:
             print_json({"execution_id": execution.id, "state": execution.state, "version": execution.version})
         else:
@@ -47,7 +48,9 @@ class Calling:
         """Attached, to the end; returns the exit code."""
         live, collector, counts = Live(), Collector(keep_streams=self.as_json), Counter[str]()
         self._on_interrupt(client)
-        events = client.execute(self.skill, request_id=self.request_id, on_admitted=self._admitted, **self.options)
+        events = client.execute(
+            self.skill, request_id=self.request_id, on_admitted=self._admitted, on_upload=sending, **self.options
+        )
         async with aclosing(events) as stream:
             async for event in stream:
                 counts[type(event.kind).__name__.lower()] += 1

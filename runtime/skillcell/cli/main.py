@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skillcell.cli import billing, call, executions, options, publishing, serve, skills, usage
+from skillcell.cli import billing, call, executions, options, publishing, serve, skills, upload, usage
 
 
 class Shell(Enum):
@@ -53,6 +53,7 @@ app.command()(serve.serve)
 app.command()(publishing.publish)
 app.command()(publishing.validate)
 app.command()(call.call)
+app.command()(upload.upload)
 app.add_typer(skills.app, name="skills")
 app.add_typer(executions.app, name="executions")
 app.command()(executions.watch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,12 @@ import typer
 from skillcell.cli import options
 from skillcell.cli.connection import connection, fail, run
 from skillcell.cli.present import printable
+from skillcell.cli.sending import sending
 
 if TYPE_CHECKING:
     from skillcell.client import InvalidArgument, SkillcellClient
     from skillcell.core.skills import Finding
 
-_WORTH_SHOWING_BYTES = 4 << 20
 Source = Annotated[
     Path,
     typer.Argument(
@@ -68,7 +69,7 @@ def publish(
                 runtime=overlay,
                 lenient=lenient,
                 aliases=alias or (),
-                on_progress=_progress,
+                on_progress=partial(sending, source.name),
             )
         except InvalidArgument as error:
             if error.reason != "SKILL_INVALID" or as_json:
@@ -112,7 +113,12 @@ def validate(
         from skillcell.cli.present import print_json
 
         found = await client.validate(
-            source, as_name=as_name, version=version, runtime=overlay, lenient=lenient, on_progress=_progress
+            source,
+            as_name=as_name,
+            version=version,
+            runtime=overlay,
+            lenient=lenient,
+            on_progress=partial(sending, source.name),
         )
         if as_json:
             print_json(found)
@@ -156,11 +162,3 @@ def _refused(error: InvalidArgument) -> None:
         text = f"error {said[2]} {said[1]}" if said else f"error {violation.description}"
         sys.stderr.write(printable(f"{violation.field or 'package'}: {text}") + "\n")
     sys.stderr.write("error: nothing was published; mend the above, or import with --lenient\n")
-
-
-def _progress(sent: int, total: int) -> None:
-    """For uploads that take a while, where somebody watches."""
-    if total < _WORTH_SHOWING_BYTES or not sys.stderr.isatty():
-        return
-    sys.stderr.write(f"\rsending {100 * sent // total} %" if sent < total else "\r\x1b[2K")
-    sys.stderr.flush()

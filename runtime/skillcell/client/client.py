@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -24,18 +25,22 @@ from skillcell.client.collect import collect
 from skillcell.client.convert import time_range
 from skillcell.client.download import chunks, save
 from skillcell.client.errors import Canceled, DeadlineExceeded, SkillcellError
+from skillcell.client.inputs import resolved
 from skillcell.client.reattach import Reattaching, RetryPolicy
 from skillcell.client.registry import RegistryCalls
-from skillcell.client.types import CallOptions, CallResult, Estimate, Event, Execution, Page
+from skillcell.client.types import CallOptions, CallResult, Estimate, Event, Execution, Page, Uploaded
+from skillcell.client.uploads import OnProgress, Source, Uploads
 from skillcell.client.usage import UsageCalls
 from skillcell.core.events import Artifact
 from skillcell.core.types import ExecutionState, OnDisconnect, Outcome
-from skillcell.v1 import execution_pb2, execution_pb2_grpc
+from skillcell.v1 import execution_pb2, execution_pb2_grpc, spec_pb2
 from skillcell.wire import spec_to_proto
 from skillcell.wire.enums import EXECUTION_STATE, ON_DISCONNECT, OUTCOME
 
 _CANCEL_SECONDS = 5.0
 _RETRY = RetryPolicy()
+OnUpload = Callable[[str, int, int], None]
+"""Called with the name of what is sent ahead, the bytes sent so far and the bytes in all (0: not known)."""
 
 
 class SkillcellClient:
@@ -55,6 +60,7 @@ class SkillcellClient:
         self._metadata = (*credentials_metadata(api_key), *(metadata or {}).items())
         self._retry = retry
         self._executions = execution_pb2_grpc.ExecutionServiceStub(self._channel)
+        self._uploads = Uploads(self._executions, self._metadata)
         self.registry = RegistryCalls(self._channel, self._metadata)
         self.usage = UsageCalls(self._channel, self._metadata)
         self.billing = BillingCalls(self._channel, self._metadata)
@@ -82,18 +88,20 @@ class SkillcellClient:
         on_disconnect: OnDisconnect = OnDisconnect.CANCEL,
         deadline_seconds: float | None = None,
         on_admitted: Callable[[str], None] | None = None,
+        on_upload: OnUpload | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncGenerator[Event, None]:
         """Runs one call; events come while it runs, the last one is `Completed`.
 
         `request_id` is a UUID; None makes one, "" sends none and gives up re-attaching. After `deadline_seconds` the
-        gateway cancels the call. `on_admitted` gets the execution's id, before any event. Leaving early (use
+        gateway cancels the call. What is too large for a message is sent ahead; `on_upload` hears of that by name
+        (`input`, `stdin`, or the file's). `on_admitted` gets the execution's id, before any event. Leaving early (use
         `contextlib.aclosing`) cancels the call too, unless `on_disconnect` is DETACH.
         """
         identity = str(uuid.uuid4()) if request_id is None else request_id
         request = execution_pb2.ExecuteRequest(
             request_id=identity,
-            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options)),
+            spec=await self._spec(skill, options, on_upload),
             on_disconnect=ON_DISCONNECT.to_wire(on_disconnect),
         )
         stream = Reattaching(
@@ -129,11 +137,18 @@ class SkillcellClient:
         async with aclosing(events) as stream:
             return await collect(stream)
 
-    async def start(self, skill: str, *, request_id: str | None = None, **options: Unpack[CallOptions]) -> Execution:
+    async def start(
+        self,
+        skill: str,
+        *,
+        request_id: str | None = None,
+        on_upload: OnUpload | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Execution:
         """Admits a call and returns at once; it runs on without this client. Follow it with `watch`."""
         request = execution_pb2.StartExecutionRequest(
             request_id=str(uuid.uuid4()) if request_id is None else request_id,
-            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options)),
+            spec=await self._spec(skill, options, on_upload),
         )
         answer = await ask(self._executions.StartExecution(request, metadata=self._metadata))
         with known_values():
@@ -191,9 +206,7 @@ class SkillcellClient:
 
     async def estimate(self, skill: str, **options: Unpack[CallOptions]) -> Estimate:
         """What a call would be given and the most it can cost; nothing is run or recorded."""
-        request = execution_pb2.EstimateExecutionRequest(
-            spec=spec_to_proto(await asyncio.to_thread(convert.new_request, skill, **options))
-        )
+        request = execution_pb2.EstimateExecutionRequest(spec=await self._spec(skill, options, None))
         answer = await ask(self._executions.EstimateExecution(request, metadata=self._metadata))
         with known_values():
             return convert.estimate(answer)
@@ -216,6 +229,19 @@ class SkillcellClient:
         """One artifact as a file, checked against its hash. The caller decides whether `path` is a safe place."""
         async with aclosing(self.get_artifact(execution_id, artifact.name)) as data:
             await save(data, path, sha256=bytes.fromhex(artifact.sha256))
+
+    async def upload(self, source: Source, *, on_progress: OnProgress | None = None) -> Uploaded:
+        """Sends bytes, a local file or a stream ahead, for `input_upload`, `stdin_upload` and `InputFile.upload` of any
+        number of calls. Bytes that the gateway has already are not sent again.
+        """
+        return await self._uploads.send(source, on_progress)
+
+    async def _spec(self, skill: str, options: CallOptions, on_upload: OnUpload | None) -> spec_pb2.ExecutionSpec:
+        async def upload(name: str, source: Source) -> str:
+            done = await self._uploads.send(source, None if on_upload is None else partial(on_upload, name))
+            return done.digest
+
+        return spec_to_proto(convert.new_request(skill, await resolved(options, upload)))
 
     def _watch_rpc(self, execution_id: str, after_sequence: int) -> Any:
         request = execution_pb2.WatchExecutionRequest(execution_id=execution_id, after_sequence=after_sequence)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Unpack
+from typing import cast
 
 from google.protobuf.message import Message
 
@@ -31,20 +30,17 @@ from skillcell.wire.events import artifact_from_proto
 from skillcell.wire.times import instant_from_proto, instant_to_proto
 
 
-def new_request(skill: str, **options: Unpack[CallOptions]) -> ExecutionRequest:
-    """Reads local files that `files` names. Raises ValueError for `input` together with `input_json`, OSError."""
-    if "input" in options and "input_json" in options:
-        raise ValueError("give input or input_json, not both")
-    input_json = options.get("input_json")
-    if "input" in options:
-        input_json = json.dumps(options["input"], ensure_ascii=False, allow_nan=False).encode()
+def new_request(skill: str, options: CallOptions) -> ExecutionRequest:
+    """Of options that `inputs.resolved` has made ready."""
     return ExecutionRequest(
         skill=skill,
         entrypoint=options.get("entrypoint", ""),
-        input_json=input_json,
+        input_json=cast("bytes | None", options.get("input_json")),
+        input_upload=options.get("input_upload", ""),
         args=tuple(options.get("args", ())),
-        stdin=options.get("stdin", b""),
-        files=_files(options.get("files", ())),
+        stdin=cast(bytes, options.get("stdin", b"")),
+        stdin_upload=options.get("stdin_upload", ""),
+        files=tuple(cast("Sequence[InputFile]", options.get("files", ()))),
         env=options.get("env", {}),
         secrets=tuple(options.get("secrets", ())),
         limits=options.get("limits", LimitRequest()),
@@ -54,19 +50,6 @@ def new_request(skill: str, **options: Unpack[CallOptions]) -> ExecutionRequest:
         working_dir=options.get("working_dir"),
         collect=tuple(options.get("collect", ())),
     )
-
-
-def _files(files: Any) -> tuple[InputFile, ...]:
-    if not isinstance(files, dict):
-        return tuple(files)
-    read: list[InputFile] = []
-    for name, source in files.items():
-        if isinstance(source, bytes):
-            read.append(InputFile(name, source))
-        else:
-            path = Path(source)
-            read.append(InputFile(name, path.read_bytes(), executable=bool(path.stat().st_mode & 0o100)))
-    return tuple(read)
 
 
 def event(message: event_pb2.ExecutionEvent) -> Event | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -36,10 +36,15 @@ class CallOptions(TypedDict, total=False):
     """A full or a short name; may be left out where the Skill has one, or a default."""
     input: Any
     """Any JSON value. A string is a JSON string: text that is JSON already goes into `input_json`."""
-    input_json: bytes
-    """JSON text in UTF-8 that reaches the Skill byte for byte."""
+    input_json: bytes | PathLike[str] | AsyncIterable[bytes]
+    """JSON text in UTF-8 that reaches the Skill byte for byte; or a local file, or a stream, of it."""
+    input_upload: str
+    """The digest of an upload that holds the JSON text."""
     args: Sequence[str]
-    stdin: bytes
+    stdin: bytes | PathLike[str] | AsyncIterable[bytes]
+    """Bytes, a local file, or a stream. Like input and files it may have any size: what is large is uploaded first."""
+    stdin_upload: str
+    """The digest of an upload that is standard input."""
     files: Mapping[str, bytes | PathLike[str]] | Sequence[InputFile]
     """For the workspace: relative name to content, or to a local file that is read now."""
     env: Mapping[str, str]
@@ -52,6 +57,15 @@ class CallOptions(TypedDict, total=False):
     collect: Sequence[str]
     """Globs of files in the working directory that become artifacts when new or changed."""
     working_dir: WorkingDir
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Bytes that the gateway keeps; calls name them by their digest until `expires_at`, which each use puts off."""
+
+    digest: str
+    size_bytes: int
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,10 @@ class UploadFiles:
         for place in (self._incoming, self._kept, self._held):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def receive(self, reserve_bytes: int) -> IncomingFile:
-        """A file for bytes to come; `reserve_bytes` of the disk stay free."""
+    def receive(self, size_bytes: int, reserve_bytes: int) -> IncomingFile:
+        """A file for bytes to come, so many as is known; `reserve_bytes` of the disk stay free."""
         with _stored():
+            _check_disk(os.statvfs(self._incoming), size_bytes + reserve_bytes)
             return IncomingFile(self._incoming / uuid.uuid4().hex, reserve_bytes)
 
     def path(self, tenant: str, digest: str) -> Path:
@@ -122,9 +123,7 @@ class IncomingFile:
 
     def write(self, data: bytes) -> None:
         with self._lock, _stored():
-            disk = os.fstatvfs(self._fd)
-            if disk.f_bavail * disk.f_frsize < self._reserve_bytes + len(data):
-                raise unavailable("STORAGE_UNAVAILABLE", "the gateway can't keep the upload: its disk is full")
+            _check_disk(os.fstatvfs(self._fd), len(data) + self._reserve_bytes)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._fd, view) :]
@@ -166,6 +165,11 @@ def _stored() -> Iterator[None]:
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise unavailable("STORAGE_UNAVAILABLE", f"the gateway can't keep the upload: {why}") from error
+
+
+def _check_disk(disk: os.statvfs_result, size_bytes: int) -> None:
+    if disk.f_bavail * disk.f_frsize < size_bytes:
+        raise unavailable("STORAGE_UNAVAILABLE", "the gateway can't keep the upload: its disk is full")
 
 
 def _sync(directory: Path) -> None:

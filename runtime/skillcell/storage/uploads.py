@@ -93,7 +93,7 @@ class UploadStore:
         try:
             await self._make_room(tenant, size)
             counted = size
-            file = await to_completion(asyncio.to_thread(self._files.receive, self._settings.reserve_bytes))
+            file = await to_completion(asyncio.to_thread(self._files.receive, size, self._settings.reserve_bytes))
             keep = partial(self._keep, tenant)
             receiving = Receiving(tenant, announced, file, inventory=self.inventory, max_bytes=most, keep=keep)
             yield receiving

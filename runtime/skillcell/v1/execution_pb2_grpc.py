@@ -321,6 +321,8 @@ class ExecutionServiceServicer:
     def UploadInput(self, request_iterator, context):
         """Stores input that is too large for a message, or shared by many calls, for this tenant alone. The first message
         must be `header`, the others chunks. The same bytes have the same digest, so sending them again is harmless.
+        Initial metadata with `skillcell-upload: send` says that the bytes are wanted: wait for it to spare sending what
+        is known already, or would be refused.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -328,7 +330,7 @@ class ExecutionServiceServicer:
         - INVALID_ARGUMENT / STREAM_ORDER: send the header first.
         - INVALID_ARGUMENT / CONTENT_MISMATCH: what came has another size or hash than announced; send it again.
         - RESOURCE_EXHAUSTED / QUOTA_EXCEEDED: QuotaFailure names quota, limit and use; wait as RetryInfo says, or ask for
-        more.
+        more. It may be in use by what is being sent just now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

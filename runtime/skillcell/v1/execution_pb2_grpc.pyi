@@ -221,6 +221,8 @@ class ExecutionServiceStub:
     UploadInput: _grpc.StreamUnaryMultiCallable[_execution_pb2.UploadInputRequest, _execution_pb2.UploadInputResponse]
     """Stores input that is too large for a message, or shared by many calls, for this tenant alone. The first message
     must be `header`, the others chunks. The same bytes have the same digest, so sending them again is harmless.
+    Initial metadata with `skillcell-upload: send` says that the bytes are wanted: wait for it to spare sending what
+    is known already, or would be refused.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -228,7 +230,7 @@ class ExecutionServiceStub:
     - INVALID_ARGUMENT / STREAM_ORDER: send the header first.
     - INVALID_ARGUMENT / CONTENT_MISMATCH: what came has another size or hash than announced; send it again.
     - RESOURCE_EXHAUSTED / QUOTA_EXCEEDED: QuotaFailure names quota, limit and use; wait as RetryInfo says, or ask for
-      more.
+      more. It may be in use by what is being sent just now.
     """
 
 @_typing.type_check_only
@@ -424,6 +426,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     UploadInput: _aio.StreamUnaryMultiCallable[_execution_pb2.UploadInputRequest, _execution_pb2.UploadInputResponse]  # type: ignore[assignment]
     """Stores input that is too large for a message, or shared by many calls, for this tenant alone. The first message
     must be `header`, the others chunks. The same bytes have the same digest, so sending them again is harmless.
+    Initial metadata with `skillcell-upload: send` says that the bytes are wanted: wait for it to spare sending what
+    is known already, or would be refused.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -431,7 +435,7 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     - INVALID_ARGUMENT / STREAM_ORDER: send the header first.
     - INVALID_ARGUMENT / CONTENT_MISMATCH: what came has another size or hash than announced; send it again.
     - RESOURCE_EXHAUSTED / QUOTA_EXCEEDED: QuotaFailure names quota, limit and use; wait as RetryInfo says, or ask for
-      more.
+      more. It may be in use by what is being sent just now.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -684,6 +688,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_execution_pb2.UploadInputResponse, _abc.Awaitable[_execution_pb2.UploadInputResponse]]:
         """Stores input that is too large for a message, or shared by many calls, for this tenant alone. The first message
         must be `header`, the others chunks. The same bytes have the same digest, so sending them again is harmless.
+        Initial metadata with `skillcell-upload: send` says that the bytes are wanted: wait for it to spare sending what
+        is known already, or would be refused.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -691,7 +697,7 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT / STREAM_ORDER: send the header first.
         - INVALID_ARGUMENT / CONTENT_MISMATCH: what came has another size or hash than announced; send it again.
         - RESOURCE_EXHAUSTED / QUOTA_EXCEEDED: QuotaFailure names quota, limit and use; wait as RetryInfo says, or ask for
-          more.
+          more. It may be in use by what is being sent just now.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

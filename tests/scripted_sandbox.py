@@ -105,6 +105,9 @@ class ScriptedSandbox:
         self.counted_after_kill = self.kills > 0
         return self.count()
 
+    async def begin(self) -> Counters:
+        return self.count()
+
     async def disk(self) -> DiskUsage | None:
         return self.writable()
 

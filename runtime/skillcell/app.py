@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -48,6 +49,7 @@ from skillcell.metering.billing.statements import Billing
 from skillcell.metering.heads import HeadFile
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.metrics_server import MetricsServer, MetricsSettings, Readiness
+from skillcell.metering.pool_metrics import PoolMetrics
 from skillcell.metering.prometheus import CallMetrics
 from skillcell.recovery import Recovery
 from skillcell.registry.catalog import Catalog
@@ -66,7 +68,10 @@ from skillcell.sandbox.driver import Check, PackageMount
 from skillcell.sandbox.images_recipes import recipes_directory
 from skillcell.sandbox.prepare import mounts_for
 from skillcell.scheduler.capacity import Capacity, CapacityGate
-from skillcell.scheduler.leases import Leases
+from skillcell.scheduler.leases import Furnishing, Leases
+from skillcell.scheduler.making import Maker
+from skillcell.scheduler.pool import WarmPool
+from skillcell.scheduler.pool_plan import PoolSettings
 from skillcell.scheduler.reaper import Reaper
 from skillcell.settings import Settings, split_address
 from skillcell.storage.artifacts import ArtifactStore
@@ -119,7 +124,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         resolver = _resolver(settings, data, engine, clock, agent=agent, gate=gate, layers=layers)
         publisher = SkillPublisher(packages, catalog, changes, resolver, limits)
         artifacts = ArtifactStore(data.artifacts)
-        leases = _leases(data, engine, clock, agent=agent, gate=gate)
+        maker = Maker(engine.driver, clock)
+        pool = await stack.enter_async_context(_pool(settings, maker, clock, gate, metrics))
+        leases = Leases(engine.driver, gate, maker, pool, clock, furnishing=_furnishing(data, engine, agent))
         rules, uploads = EntrypointRules(), _uploads(settings, data, database, clock)
         named = NamedUploads(uploads, settings.input_json_bytes)
         stages = Stages(
@@ -159,7 +166,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         )
         _show_calls(metrics, executor, live, gate)
         recovered = await recovery.run(data.instance_id)
-        reaper = Reaper(engine.driver, lambda: leases.live | resolver.live)
+        reaper = Reaper(engine.driver, lambda: maker.live | resolver.live)
         reaped = await reaper.sweep(at_once=True)
         swept = await uploads.sweep()
         _show_uploads(metrics, uploads)
@@ -261,21 +268,36 @@ def _capacity(settings: Settings) -> Capacity:
         reserve=settings.memory_reserve,
         cpu_overcommit=settings.cpu_overcommit,
         queue_length=settings.queue_length,
+        set_aside_bytes=settings.pool_size * _pool_settings(settings).idle_bytes,
     )
 
 
-def _leases(data: DataDirectory, engine: Engine, clock: Clock, *, agent: PackageMount, gate: CapacityGate) -> Leases:
+def _pool_settings(settings: Settings) -> PoolSettings:
+    return PoolSettings(
+        idle_most=settings.pool_size,
+        idle_most_of_kind=settings.pool_size_of_kind,
+        keep_seconds=settings.pool_keep_seconds,
+        age_seconds=settings.pool_age_seconds,
+    )
+
+
+@asynccontextmanager
+async def _pool(
+    settings: Settings, maker: Maker, clock: Clock, gate: CapacityGate, metrics: CallMetrics
+) -> AsyncIterator[WarmPool]:
+    observer = PoolMetrics(metrics.registry)
+    hands = max(1, len(os.sched_getaffinity(0)) // 2)
+    pool = WarmPool(maker, clock, _pool_settings(settings), observer, hands=hands, may_refill=lambda: gate.waiting == 0)
+    observer.show(lambda: pool.idle, lambda: pool.oldest_seconds)
+    async with pool.running():
+        yield pool
+
+
+def _furnishing(data: DataDirectory, engine: Engine, agent: PackageMount) -> Furnishing:
     def mounts(plan: Plan) -> tuple[PackageMount, ...]:
         return mounts_for(plan, data.packages, data.layers, agent)
 
-    return Leases(
-        engine.driver,
-        gate,
-        clock,
-        images=engine.image,
-        mounts=mounts,
-        agent_command=lambda image: agent_command(image.python),
-    )
+    return Furnishing(engine.image, mounts, agent_command=lambda image: agent_command(image.python))
 
 
 def _resolver(

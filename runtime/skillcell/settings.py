@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     """How many times each core may be granted."""
     queue_length: int = Field(default=1000, ge=0)
     """How many calls may wait for room; one more is refused."""
+    pool_size: int = Field(default=8, ge=0, le=1024)
+    """Warm sandboxes that may wait for calls, all kinds together; 0: every call starts cold."""
+    pool_size_of_kind: int = Field(default=4, ge=1, le=1024)
+    """Warm sandboxes of one kind: a Skill version under the same limits."""
+    pool_keep_seconds: float = Field(default=120.0, gt=0)
+    """How long after its last call a kind is kept warm."""
+    pool_age_seconds: float = Field(default=600.0, gt=0)
+    """How long a warm sandbox may wait before it is replaced."""
     reconnect_seconds: float = Field(default=30.0, ge=0)
     """How long a call with a request id waits for a client that went away."""
     drain_seconds: float = Field(default=30.0, ge=0)

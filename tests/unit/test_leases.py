@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 
 from plans import plan
-from scripted_sandbox import ScriptedAgent, ScriptedSandbox
-from skillcell.agent import frames
+from scripted_driver import FURNISHING, ScriptedDriver, greet
+from scripted_sandbox import ScriptedSandbox
 from skillcell.core.clock import SystemClock
 from skillcell.core.errors import Fault, FaultKind, unavailable
-from skillcell.core.types import Isolation
-from skillcell.sandbox.driver import Found, Guarantee, SandboxSpec
-from skillcell.sandbox.images import Image
-from skillcell.scheduler import leases as leases_module
+from skillcell.scheduler import making
 from skillcell.scheduler.capacity import Capacity, CapacityGate
 from skillcell.scheduler.leases import Leases
+from skillcell.scheduler.making import Maker
+from skillcell.scheduler.pool import WarmPool
+from skillcell.scheduler.pool_plan import PoolSettings
 from skillcell.scheduler.reaper import Reaper
 
 PLAN = plan()
@@ -27,101 +26,57 @@ ROOM = Capacity(PLAN.limits.memory_bytes, PLAN.limits.milli_cpus)
 async def ignore(_position: int) -> None: ...
 
 
-async def greet(agent: ScriptedAgent) -> None:
-    await agent.send(frames.HELLO, {"protocol": frames.PROTOCOL})
-    await agent.stall()
+class Deaf:
+    """Hears nothing."""
+
+    def taken(self, warm: bool) -> None: ...
+
+    def refilled(self, seconds: float) -> None: ...
+
+    def discarded(self, reason: str) -> None: ...
 
 
-class ScriptedDriver:
-    """Makes scripted sandboxes; `stubborn` ones refuse to go, and making or ending may be held up."""
-
-    name = "scripted"
-
-    def __init__(self, script: object = greet) -> None:
-        self._script = script
-        self.existing: dict[str, ScriptedSandbox] = {}
-        self.stubborn: set[str] = set()
-        self.creating: BaseException | None = None
-        self.may_destroy = asyncio.Event()
-        self.may_destroy.set()
-        self.destroying = asyncio.Event()
-        self.tries = 0
-
-    def guarantees(self, isolation: Isolation) -> frozenset[Guarantee]:
-        return frozenset()
-
-    async def ready(self) -> None: ...
-
-    async def create(self, spec: SandboxSpec) -> ScriptedSandbox:
-        if self.creating is not None:
-            raise self.creating
-        sandbox = ScriptedSandbox(self._script, spec.sandbox_id)  # type: ignore[arg-type]
-        self.existing[spec.sandbox_id] = sandbox
-        return sandbox
-
-    async def destroy(self, sandbox_id: str) -> None:
-        self.tries += 1
-        self.destroying.set()
-        await self.may_destroy.wait()
-        if sandbox_id in self.stubborn:
-            raise unavailable("DRIVER_UNAVAILABLE", "it won't go")
-        sandbox = self.existing.pop(sandbox_id, None)
-        if sandbox is not None:
-            await sandbox.gone()
-
-    async def list(self) -> Sequence[Found]:
-        return [Found(name, None) for name in self.existing]
-
-
-def leases_of(driver: ScriptedDriver) -> Leases:
-    async def images(_reference: str) -> Image:
-        return Image("shell", "sha256:" + "c" * 64, None, "amd64", {"A": "1"})
-
-    return Leases(
-        driver,
-        CapacityGate(ROOM),
-        SystemClock(),
-        images=images,
-        mounts=lambda _: (),
-        agent_command=lambda _: ("agent",),
-    )
+def leases_of(driver: ScriptedDriver) -> tuple[Leases, Maker]:
+    maker = Maker(driver, SystemClock())
+    pool = WarmPool(maker, SystemClock(), PoolSettings(idle_most=0), Deaf(), hands=1, may_refill=lambda: True)
+    return Leases(driver, CapacityGate(ROOM), maker, pool, SystemClock(), furnishing=FURNISHING), maker
 
 
 async def test_a_lease_is_a_greeted_sandbox_that_is_gone_afterwards() -> None:
     driver = ScriptedDriver()
-    leases = leases_of(driver)
+    leases, maker = leases_of(driver)
     async with leases.lease(PLAN, ignore) as lease:
-        assert leases.live == {lease.sandbox.sandbox_id} == set(driver.existing)
+        assert maker.live == {lease.sandbox.sandbox_id} == set(driver.existing)
         assert (lease.driver, lease.warm) == ("scripted", False)
         assert lease.startup_ns > 0
-    assert (leases.live, driver.existing) == (frozenset(), {})
+    assert (maker.live, driver.existing) == (frozenset(), {})
 
 
 async def test_a_sandbox_that_does_not_greet_is_destroyed_and_told_as_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leases_module, "_HELLO_SECONDS", 0.02)
+    monkeypatch.setattr(making, "_HELLO_SECONDS", 0.02)
     driver = ScriptedDriver(lambda agent: agent.stall())
-    leases = leases_of(driver)
+    leases, maker = leases_of(driver)
     with pytest.raises(Fault) as fault:
         async with leases.lease(PLAN, ignore):
             raise AssertionError
     assert fault.value.kind is FaultKind.UNAVAILABLE
-    assert (leases.live, driver.existing) == (frozenset(), {})
+    assert (maker.live, driver.existing) == (frozenset(), {})
 
 
 async def test_a_sandbox_that_could_not_be_made_is_destroyed_all_the_same() -> None:
     driver = ScriptedDriver()
     driver.creating = unavailable("DRIVER_UNAVAILABLE", "half made")
     with pytest.raises(Fault, match="half made"):
-        async with leases_of(driver).lease(PLAN, ignore):
+        async with leases_of(driver)[0].lease(PLAN, ignore):
             raise AssertionError
     assert driver.tries == 1
 
 
 async def test_the_room_of_a_call_is_free_only_when_its_sandbox_is_gone_however_often_it_is_canceled() -> None:
     driver = ScriptedDriver()
-    leases = leases_of(driver)
+    leases, _ = leases_of(driver)
     running = asyncio.Event()
 
     async def call() -> None:

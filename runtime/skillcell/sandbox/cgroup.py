@@ -66,6 +66,16 @@ class Cgroup:
             measurement=Measurement.EXACT if exact else Measurement.SAMPLED,
         )
 
+    def begin(self) -> Counters:
+        """Lets the peaks start anew where the kernel can (v1's memory; v2's can't for every reader), then counts."""
+        if self._tree.version == 1:
+            with suppress(OSError):
+                for directory in walk(self._at["memory"]):
+                    write(directory / "memory.max_usage_in_bytes", "0")
+                self._memory_peak = 0
+        self._pids_peak = 0
+        return self.counters()
+
     def _cpu(self) -> tuple[int, int, int]:
         if self._tree.version == 2:
             return files.v2_cpu_ns(read(self._at["cpu"] / "cpu.stat"))

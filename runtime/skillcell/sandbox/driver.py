@@ -134,6 +134,10 @@ class Sandbox(Protocol):
         """What the kernel counted so far; exact after `kill`. Works while running and until `destroy`."""
         ...
 
+    async def begin(self) -> Counters:
+        """What was counted before a call: its peaks start anew where the kernel can, else their baseline is in this."""
+        ...
+
     async def disk(self) -> DiskUsage | None:
         """Writable space as seen from outside, None where the driver can't look in. Call before `kill`."""
         ...

@@ -85,7 +85,7 @@ class _Exits:
 
 
 class Launcher:
-    """The loop and its four operations. `directory` is a tmpfs of this mount namespace alone."""
+    """The loop and its three operations. `directory` is a tmpfs of this mount namespace alone."""
 
     def __init__(self, gateway: socket.socket, directory: Path, tree: CgroupTree, ids: IdRange) -> None:
         self._gateway = gateway
@@ -143,8 +143,6 @@ class Launcher:
                     self._kill(request["sandbox"], lambda: reply({}), reply)
                 case "destroy":
                     self._destroy(request["sandbox"], reply)
-                case "disk":
-                    reply(self._disk(request["sandbox"]))
         except Fault as fault:
             reply(_as_fault(fault))
         except OSError as error:
@@ -291,14 +289,6 @@ class Launcher:
         kept.cgroup.remove()
         self._ids.release(kept.sandbox_id, kept.pair)
         self._kept.pop(kept.sandbox_id, None)
-
-    def _disk(self, sandbox_id: str) -> dict[str, Any]:
-        if sandbox_id not in self._kept:
-            return {"disk": None}
-        seen = os.statvfs(self._kept[sandbox_id].directory / "disk")
-        ours = 1 + len(hardening.WRITABLE)
-        used_bytes, used_files = (seen.f_blocks - seen.f_bfree) * seen.f_frsize, seen.f_files - seen.f_ffree
-        return {"disk": [used_bytes, seen.f_blocks * seen.f_frsize, max(used_files - ours, 0), seen.f_files - ours]}
 
     def _wait(
         self, ready: Callable[[], bool], then: Callable[[], None], late: Callable[[], None], seconds: float

@@ -2,7 +2,7 @@
 
     request   {"id", "op": "create", "sandbox", "limits", "ids", "argv", "join", "root", "packages", "locked",
               "layers"} and config.json, with three descriptors: the agent's stdin, stdout and stderr
-    request   {"id", "op": "kill" | "destroy" | "disk", "sandbox"}
+    request   {"id", "op": "kill" | "destroy", "sandbox"}
     reply     {"id", ...}, or {"id", "fault": {"kind", "reason", "message"}}; reply 0 comes unasked, when it is ready
 
 The launcher believes its gateway: both are the same program with the same rights. Nothing from a sandbox travels here.

@@ -105,7 +105,7 @@ class Run:
         """
         report = self._report
         try:
-            report.before = report.latest = await self._sandbox.counters()
+            report.before = report.latest = await self._sandbox.begin()
             await self._converse()
         except Fault as fault:
             self._lose(str(fault))

@@ -31,11 +31,21 @@ class Capacity:
     """How many calls may wait, all tenants together."""
 
     @classmethod
-    def of_machine(cls, *, reserve: float = 0.15, cpu_overcommit: float = 8.0, queue_length: int = 1000) -> Capacity:
-        """This machine's memory less `reserve` (a fraction), and its cores times `cpu_overcommit`."""
+    def of_machine(
+        cls,
+        *,
+        reserve: float = 0.15,
+        cpu_overcommit: float = 8.0,
+        queue_length: int = 1000,
+        set_aside_bytes: int = 0,
+    ) -> Capacity:
+        """This machine's memory less `reserve` (a fraction), and its cores times `cpu_overcommit`.
+
+        Besides the reserve, memory is set aside for sandboxes that wait.
+        """
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         cores = len(os.sched_getaffinity(0))
-        return cls(int(memory * (1 - reserve)), int(cores * 1000 * cpu_overcommit), queue_length)
+        return cls(int(memory * (1 - reserve)) - set_aside_bytes, int(cores * 1000 * cpu_overcommit), queue_length)
 
 
 @dataclass(slots=True)

@@ -1,39 +1,25 @@
-"""A sandbox for one call, from its making to its end.
-
-Today every lease is a cold start: a fresh container made for the call. What comes out is the same as from a warm
-pool, so that the spine does not know the difference.
-"""
+"""A sandbox for one call, from where it comes to its end: out of the warm pool, else made for the call."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import structlog
-
-from skillcell.agent.frames import FrameError
 from skillcell.core.clock import Clock
 from skillcell.core.completion import to_completion
-from skillcell.core.errors import Fault, unavailable
-from skillcell.core.ids import sandbox_id
 from skillcell.core.plan import Plan
 from skillcell.sandbox.driver import Driver, PackageMount, Sandbox, SandboxSpec
 from skillcell.sandbox.framing import FrameReader
 from skillcell.sandbox.images import Image
-from skillcell.sandbox.supervisor import await_hello
 from skillcell.scheduler.capacity import CapacityGate, OnQueued
-
-_HELLO_SECONDS = 30.0
-_DESTROY_TRIES = 5
+from skillcell.scheduler.making import Maker
+from skillcell.scheduler.pool import WarmPool
 
 Images = Callable[[str], Awaitable[Image]]
 """Reference to image; raises Fault when it is not there."""
 Mounts = Callable[[Plan], tuple[PackageMount, ...]]
 AgentCommand = Callable[[Image], tuple[str, ...]]
-
-log = structlog.get_logger("skillcell.leases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,36 +35,45 @@ class Lease:
     startup_ns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Furnishing:
+    """What a plan's sandbox is made of."""
+
+    images: Images
+    mounts: Mounts
+    agent_command: AgentCommand
+
+    async def spec(self, plan: Plan) -> tuple[SandboxSpec, Image]:
+        """The kind of sandbox that a plan needs; whoever makes one gives it its id. Raises Fault."""
+        image = await self.images(plan.version.spec.image)
+        spec = SandboxSpec(
+            sandbox_id="",
+            image=image,
+            isolation=plan.isolation,
+            limits=plan.limits,
+            mounts=self.mounts(plan),
+            command=self.agent_command(image),
+        )
+        return spec, image
+
+
 class Leases:
-    """Makes sandboxes for plans and sees to it that each is destroyed."""
+    """Finds sandboxes for plans and sees to it that each is destroyed."""
 
     def __init__(
-        self,
-        driver: Driver,
-        gate: CapacityGate,
-        clock: Clock,
-        *,
-        images: Images,
-        mounts: Mounts,
-        agent_command: AgentCommand,
+        self, driver: Driver, gate: CapacityGate, maker: Maker, pool: WarmPool, clock: Clock, *, furnishing: Furnishing
     ) -> None:
         self._driver = driver
         self._gate = gate
+        self._maker = maker
+        self._pool = pool
         self._clock = clock
-        self._images = images
-        self._mounts = mounts
-        self._agent_command = agent_command
-        self._live: set[str] = set()
-
-    @property
-    def live(self) -> frozenset[str]:
-        """Ids of sandboxes that a call owns now: what the reaper must leave alone."""
-        return frozenset(self._live)
+        self._furnishing = furnishing
 
     async def check(self, plan: Plan) -> None:
         """Refuse before there is a record what can't be had now: no engine, no such image, no room. Raises Fault."""
         self._gate.check(plan.limits)
-        await self._images(plan.version.spec.image)
+        await self._furnishing.images(plan.version.spec.image)
         await self._driver.ready()
 
     @asynccontextmanager
@@ -87,48 +82,22 @@ class Leases:
         began = self._clock.monotonic_ns()
         async with self._gate.held(plan.limits, on_queued):
             queued = self._clock.monotonic_ns()
-            name = sandbox_id()
-            self._live.add(name)
+            spec, image = await self._furnishing.spec(plan)
+            ready = await self._pool.take(spec)
+            warm = ready is not None
+            names = [ready.sandbox.sandbox_id] if ready is not None else []
             try:
-                image = await self._images(plan.version.spec.image)
-                sandbox = await self._driver.create(self._spec(name, plan, image))
-                reader = FrameReader(sandbox.channel)
-                try:
-                    await await_hello(reader, _HELLO_SECONDS)
-                except (FrameError, ConnectionError) as error:
-                    raise unavailable("DRIVER_UNAVAILABLE", f"the sandbox did not become ready: {error}") from error
-                ready = self._clock.monotonic_ns()
+                if ready is None:
+                    ready = await self._maker.make(spec, names.append)
                 yield Lease(
-                    sandbox=sandbox,
-                    reader=reader,
-                    warm=False,
+                    sandbox=ready.sandbox,
+                    reader=ready.reader,
+                    warm=warm,
                     driver=self._driver.name,
                     image_env=image.env,
                     queue_ns=queued - began,
-                    startup_ns=ready - queued,
+                    startup_ns=self._clock.monotonic_ns() - queued,
                 )
             finally:
-                await to_completion(self._destroy(name))
-
-    def _spec(self, name: str, plan: Plan, image: Image) -> SandboxSpec:
-        return SandboxSpec(
-            sandbox_id=name,
-            image=image,
-            isolation=plan.isolation,
-            limits=plan.limits,
-            mounts=self._mounts(plan),
-            command=self._agent_command(image),
-        )
-
-    async def _destroy(self, name: str) -> None:
-        """Tries for a while; what is left then is the reaper's, because the id is no longer live."""
-        try:
-            for attempt in range(_DESTROY_TRIES):
-                try:
-                    await self._driver.destroy(name)
-                    return
-                except Fault as fault:
-                    log.warning("sandbox_destroy_failed", sandbox_id=name, attempt=attempt, reason=fault.reason)
-                    await asyncio.sleep(0.1 * 2**attempt)
-        finally:
-            self._live.discard(name)
+                for name in names:
+                    await to_completion(self._maker.destroy(name))

@@ -84,6 +84,9 @@ class DockerSandbox:
     async def counters(self) -> Counters:
         return await self._control.counters()
 
+    async def begin(self) -> Counters:
+        return await self._control.begin()
+
     async def disk(self) -> DiskUsage | None:
         return await self._control.disk()
 

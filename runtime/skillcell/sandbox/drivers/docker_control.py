@@ -32,6 +32,8 @@ class Control(Protocol):
 
     async def counters(self) -> Counters: ...
 
+    async def begin(self) -> Counters: ...
+
     async def disk(self) -> DiskUsage | None: ...
 
     async def kill(self) -> None: ...
@@ -137,6 +139,10 @@ class LocalControl:
         seen = self._cgroup.counters()
         return replace(seen, oom_kills=max(seen.oom_kills, self._engine_oom_kills))
 
+    async def begin(self) -> Counters:
+        self._cgroup.begin()
+        return await self.counters()
+
     async def disk(self) -> DiskUsage | None:
         """Of the writable mounts and of all together, as the container's first process has them; None where that
         process is gone or has others than we asked for (gVisor's live in its own kernel).
@@ -207,6 +213,9 @@ class EngineControl:
 
     async def counters(self) -> Counters:
         return larger(self._feed.latest, Counters(oom_kills=self._oom_kills))
+
+    async def begin(self) -> Counters:
+        return await self.counters()
 
     async def disk(self) -> DiskUsage | None:
         return None

@@ -278,6 +278,23 @@ result = os.waitpid(pid, 0)[1]
         await inside(sandbox, f"open('/workspace/x', 'wb').write(b'x' * {30 * MEBIBYTE}); result = 0")
         assert (await sandbox.counters()).memory_peak_bytes - before >= 25 * MEBIBYTE
 
+    async def test_what_was_used_before_a_call_is_not_the_call_s(
+        self, make: Make, declared: frozenset[Guarantee]
+    ) -> None:
+        if Guarantee.EXACT_USAGE not in declared:
+            return
+        sandbox = await make()
+        await inside(sandbox, "big = bytearray(40 << 20); del big; result = 0")
+        high = (await sandbox.counters()).memory_peak_bytes
+        before = await sandbox.begin()
+        await inside(sandbox, "big = bytearray(4 << 20); result = 0")
+        after = await sandbox.counters()
+        assert high >= 40 << 20
+        assert before.memory_peak_bytes <= after.memory_peak_bytes
+        assert before.memory_peak_bytes <= high
+        if before.memory_peak_bytes < high // 2:
+            assert after.memory_peak_bytes - before.memory_peak_bytes in range(2 << 20, 20 << 20)
+
     async def test_cpu_time_is_exact(self, make: Make, declared: frozenset[Guarantee]) -> None:
         sandbox = await make()
         await inside(sandbox, "result = 0")

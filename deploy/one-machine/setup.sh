@@ -63,7 +63,7 @@ fi
 python=$(find_python) || die "Python 3.11 or newer with venv is needed; python3 here is $(python3 -V 2>&1).
   Ubuntu 22.04: apt-get install python3.11 python3.11-venv, then again"
 
-extra=$([ "$mode" = test ] && echo '[dev]' || echo '')
+extra=$([ "$mode" = test ] && echo '[dev,export]' || echo '[export]')
 stamp="$venv/.skillcell-$mode-$(sha256sum pyproject.toml | cut -c1-16)"
 if [ ! -e "$stamp" ] || ! "$venv/bin/python" -c 'import skillcell' 2>/dev/null; then
     say "virtual environment in $venv"

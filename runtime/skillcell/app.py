@@ -28,6 +28,7 @@ from skillcell.api.billing import Charges
 from skillcell.api.execution_service import ExecutionService
 from skillcell.api.registry_service import RegistryService
 from skillcell.api.server import Health, ServerSettings, serving
+from skillcell.api.sinks import SinkDesk
 from skillcell.api.usage_service import UsageService
 from skillcell.checkpoints import keep_checkpoints
 from skillcell.core.clock import Clock, SystemClock
@@ -40,6 +41,7 @@ from skillcell.core.types import Principal
 from skillcell.core.wall_history import WallHistory
 from skillcell.engines import Engine, check_engine, engine_for, prepare_images
 from skillcell.execution import Executor, Gateway, Stages
+from skillcell.exporting import exporting
 from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
 from skillcell.metering.auditing import Auditor, AuditSettings
@@ -183,9 +185,11 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))
         await stack.enter_async_context(_background(auditor.run()))
         host, port = split_address(settings.metrics)
-        metrics_server = await stack.enter_async_context(
-            MetricsServer(ledger, metrics, _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port))
+        sinks = await stack.enter_async_context(
+            exporting(settings.sinks, database, clock, metrics.registry, owner=data.instance_id, steps=steps)
         )
+        readiness, at = _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port)
+        metrics_server = await stack.enter_async_context(MetricsServer(ledger, metrics, readiness, at, sinks.families))
         services = (
             ExecutionService(
                 executor,
@@ -198,7 +202,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
             UsageService(ledger, Charges(billing, tenants)),  # type: ignore[abstract]
-            AdminService(tenants, plans, assignments, billing, ledger, clock=clock),  # type: ignore[abstract]
+            AdminService(tenants, plans, assignments, billing, ledger, sinks=SinkDesk(sinks), clock=clock),  # type: ignore[abstract]
         )
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
         port = await stack.enter_async_context(serving(server_settings, _authenticator(data), services, health))

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """How often all of the ledger is verified."""
     head_file: str = ""
     """File, best on another machine's disk, that the ledger's head is appended to as a witness; empty: the log."""
+    sinks: str = Field(default="", repr=False)
+    """HTTP sinks of usage events: a JSON list, or the path of a file that holds one; see "Exporting usage"."""
     max_message_bytes: int = Field(default=32 << 20, ge=1 << 20)
     """The largest gRPC message taken, bytes."""
     publish_bytes: int = Field(default=64 << 20, ge=1 << 20)

@@ -1,4 +1,4 @@
-"""AdminService: tenants, rate plans, closing and correcting. The rest of it answers UNIMPLEMENTED at the edge.
+"""AdminService: tenants, rate plans, closing and correcting, sinks. The rest of it answers UNIMPLEMENTED at the edge.
 
 Every act that was carried out leaves a line in the log; what it changed counts for this process's next call.
 """
@@ -14,6 +14,7 @@ import structlog
 from skillcell.admission.tenants import TenantStore
 from skillcell.api.billing import period_of
 from skillcell.api.edge import caller
+from skillcell.api.sinks import SinkDesk
 from skillcell.core.clock import Clock
 from skillcell.core.corrections import Correction
 from skillcell.core.errors import Fault, FieldViolation
@@ -24,7 +25,7 @@ from skillcell.metering.billing.statements import Billing
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.rating.plan_document import plan_from_document
 from skillcell.v1 import admin_pb2 as pb
-from skillcell.v1 import admin_pb2_grpc, policy_pb2
+from skillcell.v1 import admin_pb2_grpc, policy_pb2, sink_pb2
 from skillcell.wire.billing import delta_from_proto, plan_to_document, plan_to_proto, tenant_from_proto, tenant_to_proto
 from skillcell.wire.times import instant_to_proto
 from skillcell.wire.usage import usage_to_proto
@@ -44,6 +45,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         billing: Billing,
         ledger: Ledger,
         *,
+        sinks: SinkDesk,
         clock: Clock,
     ) -> None:
         self._tenants = tenants
@@ -51,6 +53,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._assignments = assignments
         self._billing = billing
         self._ledger = ledger
+        self._sinks = sinks
         self._clock = clock
 
     async def CreateTenant(self, request: pb.CreateTenantRequest, context: Context) -> pb.CreateTenantResponse:
@@ -104,6 +107,27 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         _acted("RecordCorrection", f"usage_record/{record.event_id}")
         return pb.RecordCorrectionResponse(record=usage_to_proto(record))
 
+    async def ListSinks(self, request: pb.ListSinksRequest, context: Context) -> pb.ListSinksResponse:
+        return await self._sinks.list()
+
+    async def ResumeSink(self, request: pb.ResumeSinkRequest, context: Context) -> pb.ResumeSinkResponse:
+        answer = await self._sinks.resume(request)
+        choice = sink_pb2.SinkResumeChoice.Name(request.choice).removeprefix("SINK_RESUME_CHOICE_").lower()
+        _acted(
+            "ResumeSink", f"sink/{request.name}", choice=choice, records=f"{answer.from_sequence}-{answer.to_sequence}"
+        )
+        return answer
+
+    async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:
+        return await self._sinks.dead_letters(request)
+
+    async def RedriveDeadLetters(
+        self, request: pb.RedriveDeadLettersRequest, context: Context
+    ) -> pb.RedriveDeadLettersResponse:
+        answer = await self._sinks.redrive(request)
+        _acted("RedriveDeadLetters", f"sink/{request.name}")
+        return answer
+
 
 def _checked(message: policy_pb2.RatePlan) -> RatePlan:
     """The plan of a request. INVALID_ARGUMENT with the path of everything that is wrong, below `plan`."""
@@ -116,6 +140,13 @@ def _checked(message: policy_pb2.RatePlan) -> RatePlan:
         raise replace(fault, violations=violations) from fault
 
 
-def _acted(action: str, target: str) -> None:
+def _acted(action: str, target: str, **facts: str) -> None:
     principal = caller()
-    log.info("admin", action=f"AdminService/{action}", target=target, actor=principal.key_id, tenant=principal.tenant)
+    log.info(
+        "admin",
+        action=f"AdminService/{action}",
+        target=target,
+        actor=principal.key_id,
+        tenant=principal.tenant,
+        **facts,
+    )

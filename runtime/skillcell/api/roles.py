@@ -31,6 +31,10 @@ _BY_METHOD = {
     "AdminService/ListRatePlans": ("biller", "operator"),
     "AdminService/CloseBillingPeriod": ("biller",),
     "AdminService/RecordCorrection": ("biller",),
+    "AdminService/ListSinks": ("biller", "operator"),
+    "AdminService/ResumeSink": ("biller", "operator"),
+    "AdminService/ListDeadLetters": ("biller", "operator"),
+    "AdminService/RedriveDeadLetters": ("biller", "operator"),
 }
 NOBODY = ("nobody",)
 

@@ -28,6 +28,7 @@ from skillcell.client.errors import Canceled, DeadlineExceeded, SkillcellError
 from skillcell.client.inputs import resolved
 from skillcell.client.reattach import Reattaching, RetryPolicy
 from skillcell.client.registry import RegistryCalls
+from skillcell.client.sinks import SinkCalls
 from skillcell.client.types import CallOptions, CallResult, Estimate, Event, Execution, Page, Uploaded
 from skillcell.client.uploads import OnProgress, Source, Uploads
 from skillcell.client.usage import UsageCalls
@@ -65,6 +66,7 @@ class SkillcellClient:
         self.usage = UsageCalls(self._channel, self._metadata)
         self.billing = BillingCalls(self._channel, self._metadata)
         self.admin = AdminCalls(self._channel, self._metadata)
+        self.sinks = SinkCalls(self._channel, self._metadata)
         self.publish = self.registry.publish
         self.validate = self.registry.validate
 

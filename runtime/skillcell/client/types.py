@@ -13,6 +13,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 
 from skillcell.core import events
 from skillcell.core.rate_plans import RatePlan
+from skillcell.core.sinks import SinkStatus
 from skillcell.core.skills import Finding, SkillVersion, Visibility
 from skillcell.core.statements import Cost
 from skillcell.core.types import (
@@ -125,6 +126,15 @@ class Page(Generic[Item]):
 
     items: tuple[Item, ...]
     next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A sink whose hold was ended, and the records that were sent and not acknowledged; 0 where there were none."""
+
+    sink: SinkStatus
+    from_sequence: int
+    to_sequence: int
 
 
 @dataclass(frozen=True, slots=True)

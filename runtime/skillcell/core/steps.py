@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 
 
@@ -47,25 +48,50 @@ class Step(Enum):
     """At the next start: its record is durable, its last event not yet kept."""
 
 
+class ExportStep(Enum):
+    """The steps of a delivery to a sink, apart from a call's."""
+
+    MARKED = "export-marked"
+    """What is going to be sent is kept; nothing is sent."""
+    ACCEPTED = "export-accepted"
+    """The sink has answered 2xx; the cursor stands where it stood."""
+    ACKNOWLEDGED = "export-acknowledged"
+    """The cursor is durable."""
+
+
 Steps = Callable[[Step], None]
 """Hears of each step as it is done, on whatever thread does it; must be quick and must not raise."""
+
+ExportSteps = Callable[[ExportStep], None]
+"""The same for a delivery."""
 
 
 def pass_by(step: Step) -> None:
     """What every gateway does that is not under test."""
 
 
-def crash_at(where: str) -> Steps:
-    """Ends this process as `kill -9` does, at `LABEL` or at its n-th time as `LABEL:n`; `pass_by` for an empty string.
+def export_pass_by(step: ExportStep) -> None:
+    """The same for a delivery."""
+
+
+def _step_of(label: str) -> Step | ExportStep:
+    with suppress(ValueError):
+        return ExportStep(label)
+    return Step(label)
+
+
+def crash_at(where: str) -> Callable[[Step | ExportStep], None]:
+    """Ends this process as `kill -9` does, at `LABEL` or at its n-th time as `LABEL:n`; passes all by for an empty
+    string.
 
     ValueError when there is no such label.
     """
     if not where:
-        return pass_by
+        return lambda step: None
     label, _, times = where.partition(":")
-    step, left = Step(label), int(times or 1)
+    step, left = _step_of(label), int(times or 1)
 
-    def reached(now: Step) -> None:
+    def reached(now: Step | ExportStep) -> None:
         nonlocal left
         if now is step:
             left -= 1

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol, Self
 
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +29,15 @@ _log = logging.getLogger(__name__)
 
 Readiness = Callable[[], Awaitable[tuple[str, ...]]]
 """Why no call would be accepted now, one sentence each; empty when one would."""
+
+
+Families = Callable[[], Awaitable[tuple[Metric, ...]]]
+"""Further families that belong to the ledger, as they are at a scrape; must not raise."""
+
+
+async def no_families() -> tuple[Metric, ...]:
+    """Of a gateway that has no more to say."""
+    return ()
 
 
 class MeteredLedger(Protocol):
@@ -75,11 +85,17 @@ class MetricsServer:
     """`async with MetricsServer(…) as server:` listens at `server.host:server.port` until the block ends."""
 
     def __init__(
-        self, ledger: MeteredLedger, calls: CallMetrics, ready: Readiness, settings: MetricsSettings | None = None
+        self,
+        ledger: MeteredLedger,
+        calls: CallMetrics,
+        ready: Readiness,
+        settings: MetricsSettings | None = None,
+        further: Families = no_families,
     ) -> None:
         self._ledger = ledger
         self._calls = calls
         self._ready = ready
+        self._further = further
         self._settings = settings or MetricsSettings()
         self._server: asyncio.Server | None = None
         self._open = 0
@@ -161,9 +177,10 @@ class MetricsServer:
 
     async def _metrics(self, accept: str, *, ledger: bool, process: bool) -> _Reply:
         looked = (await self._look()) if ledger else None
+        further = (await self._further()) if ledger else ()
 
         def render() -> tuple[bytes, str]:
-            families = tuple(ledger_families(*looked)) if looked is not None else ()
+            families = (*ledger_families(*looked), *further) if looked is not None else ()
             of_process = self._calls.registry.collect() if process else ()
             encode, content_type = choose_encoder(accept)
             return encode(Exposition((families, of_process))), content_type

@@ -5,6 +5,7 @@ from __future__ import annotations
 from skillcell.storage import (
     tables,
     tables_billing,
+    tables_export,
     tables_registry,
     tables_running,
     tables_soundness,
@@ -16,6 +17,7 @@ __all__ = [
     "metadata",
     "tables",
     "tables_billing",
+    "tables_export",
     "tables_registry",
     "tables_running",
     "tables_soundness",

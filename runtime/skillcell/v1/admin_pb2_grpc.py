@@ -110,6 +110,26 @@ class AdminServiceStub:
                 request_serializer=skillcell_dot_v1_dot_admin__pb2.RecordCorrectionRequest.SerializeToString,
                 response_deserializer=skillcell_dot_v1_dot_admin__pb2.RecordCorrectionResponse.FromString,
                 _registered_method=True)
+        self.ListSinks = channel.unary_unary(
+                '/skillcell.v1.AdminService/ListSinks',
+                request_serializer=skillcell_dot_v1_dot_admin__pb2.ListSinksRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_admin__pb2.ListSinksResponse.FromString,
+                _registered_method=True)
+        self.ResumeSink = channel.unary_unary(
+                '/skillcell.v1.AdminService/ResumeSink',
+                request_serializer=skillcell_dot_v1_dot_admin__pb2.ResumeSinkRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_admin__pb2.ResumeSinkResponse.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/skillcell.v1.AdminService/ListDeadLetters',
+                request_serializer=skillcell_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_admin__pb2.ListDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_unary(
+                '/skillcell.v1.AdminService/RedriveDeadLetters',
+                request_serializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.FromString,
+                _registered_method=True)
         self.SetSecret = channel.unary_unary(
                 '/skillcell.v1.AdminService/SetSecret',
                 request_serializer=skillcell_dot_v1_dot_admin__pb2.SetSecretRequest.SerializeToString,
@@ -386,6 +406,61 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSinks(self, request, context):
+        """Every sink of usage events, by name: those of the settings, and those that were there before.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSink(self, request, context):
+        """Ends the hold of a sink. Decide first what becomes of that which was sent and never acknowledged.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - FAILED_PRECONDITION / WRONG_STATE: the sink is not held; or it is held over its de-duplication window and needs a
+        choice, or over something else and takes none. Read its hold_cause, then decide.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Pages through the events that a sink refused, in the order of the ledger.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedriveDeadLetters(self, request, context):
+        """Has dead letters sent again, in the bytes they had; those that are refused again stay. Asking again is no error.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetSecret(self, request, context):
         """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
 
@@ -621,6 +696,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RecordCorrection,
                     request_deserializer=skillcell_dot_v1_dot_admin__pb2.RecordCorrectionRequest.FromString,
                     response_serializer=skillcell_dot_v1_dot_admin__pb2.RecordCorrectionResponse.SerializeToString,
+            ),
+            'ListSinks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSinks,
+                    request_deserializer=skillcell_dot_v1_dot_admin__pb2.ListSinksRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_admin__pb2.ListSinksResponse.SerializeToString,
+            ),
+            'ResumeSink': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSink,
+                    request_deserializer=skillcell_dot_v1_dot_admin__pb2.ResumeSinkRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_admin__pb2.ResumeSinkResponse.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=skillcell_dot_v1_dot_admin__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_admin__pb2.ListDeadLettersResponse.SerializeToString,
+            ),
+            'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.SerializeToString,
             ),
             'SetSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.SetSecret,
@@ -1089,6 +1184,114 @@ class AdminService:
             '/skillcell.v1.AdminService/RecordCorrection',
             skillcell_dot_v1_dot_admin__pb2.RecordCorrectionRequest.SerializeToString,
             skillcell_dot_v1_dot_admin__pb2.RecordCorrectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSinks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skillcell.v1.AdminService/ListSinks',
+            skillcell_dot_v1_dot_admin__pb2.ListSinksRequest.SerializeToString,
+            skillcell_dot_v1_dot_admin__pb2.ListSinksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSink(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skillcell.v1.AdminService/ResumeSink',
+            skillcell_dot_v1_dot_admin__pb2.ResumeSinkRequest.SerializeToString,
+            skillcell_dot_v1_dot_admin__pb2.ResumeSinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skillcell.v1.AdminService/ListDeadLetters',
+            skillcell_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+            skillcell_dot_v1_dot_admin__pb2.ListDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skillcell.v1.AdminService/RedriveDeadLetters',
+            skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.SerializeToString,
+            skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -183,6 +183,45 @@ class AdminServiceStub:
     - NOT_FOUND / USAGE_RECORD_NOT_FOUND: no such usage record; take the event_id from the ledger.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: the request_id was used for a different request; take a new UUID.
     """
+    ListSinks: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListSinksRequest, _admin_pb2.ListSinksResponse]
+    """Every sink of usage events, by name: those of the settings, and those that were there before.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    """
+    ResumeSink: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeSinkRequest, _admin_pb2.ResumeSinkResponse]
+    """Ends the hold of a sink. Decide first what becomes of that which was sent and never acknowledged.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - FAILED_PRECONDITION / WRONG_STATE: the sink is not held; or it is held over its de-duplication window and needs a
+      choice, or over something else and takes none. Read its hold_cause, then decide.
+    """
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersResponse]
+    """Pages through the events that a sink refused, in the order of the ledger.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    """
+    RedriveDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RedriveDeadLettersRequest, _admin_pb2.RedriveDeadLettersResponse]
+    """Has dead letters sent again, in the bytes they had; those that are refused again stay. Asking again is no error.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
+    """
     SetSecret: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSecretRequest, _admin_pb2.SetSecretResponse]
     """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
 
@@ -448,6 +487,45 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
     - NOT_FOUND / USAGE_RECORD_NOT_FOUND: no such usage record; take the event_id from the ledger.
     - ALREADY_EXISTS / REQUEST_ID_REUSED: the request_id was used for a different request; take a new UUID.
+    """
+    ListSinks: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListSinksRequest, _admin_pb2.ListSinksResponse]  # type: ignore[assignment]
+    """Every sink of usage events, by name: those of the settings, and those that were there before.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    """
+    ResumeSink: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeSinkRequest, _admin_pb2.ResumeSinkResponse]  # type: ignore[assignment]
+    """Ends the hold of a sink. Decide first what becomes of that which was sent and never acknowledged.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - FAILED_PRECONDITION / WRONG_STATE: the sink is not held; or it is held over its de-duplication window and needs a
+      choice, or over something else and takes none. Read its hold_cause, then decide.
+    """
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
+    """Pages through the events that a sink refused, in the order of the ledger.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    """
+    RedriveDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.RedriveDeadLettersRequest, _admin_pb2.RedriveDeadLettersResponse]  # type: ignore[assignment]
+    """Has dead letters sent again, in the bytes they had; those that are refused again stay. Asking again is no error.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
     """
     SetSecret: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSecretRequest, _admin_pb2.SetSecretResponse]  # type: ignore[assignment]
     """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
@@ -801,6 +879,69 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller; use other credentials.
         - NOT_FOUND / USAGE_RECORD_NOT_FOUND: no such usage record; take the event_id from the ledger.
         - ALREADY_EXISTS / REQUEST_ID_REUSED: the request_id was used for a different request; take a new UUID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSinks(
+        self,
+        request: _admin_pb2.ListSinksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListSinksResponse, _abc.Awaitable[_admin_pb2.ListSinksResponse]]:
+        """Every sink of usage events, by name: those of the settings, and those that were there before.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSink(
+        self,
+        request: _admin_pb2.ResumeSinkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ResumeSinkResponse, _abc.Awaitable[_admin_pb2.ResumeSinkResponse]]:
+        """Ends the hold of a sink. Decide first what becomes of that which was sent and never acknowledged.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - FAILED_PRECONDITION / WRONG_STATE: the sink is not held; or it is held over its de-duplication window and needs a
+          choice, or over something else and takes none. Read its hold_cause, then decide.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _admin_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListDeadLettersResponse, _abc.Awaitable[_admin_pb2.ListDeadLettersResponse]]:
+        """Pages through the events that a sink refused, in the order of the ledger.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - INVALID_ARGUMENT / PAGE_TOKEN_INVALID: the token is of other filters or too old; start again at the first page.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        """
+
+    @_abc_1.abstractmethod
+    def RedriveDeadLetters(
+        self,
+        request: _admin_pb2.RedriveDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RedriveDeadLettersResponse, _abc.Awaitable[_admin_pb2.RedriveDeadLettersResponse]]:
+        """Has dead letters sent again, in the bytes they had; those that are refused again stay. Asking again is no error.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
         """
 
     @_abc_1.abstractmethod

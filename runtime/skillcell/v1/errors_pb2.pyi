@@ -69,6 +69,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. No such policy, quota, pool or block."""
     ERROR_REASON_USAGE_RECORD_NOT_FOUND: _ErrorReason.ValueType  # 33
     """NOT_FOUND. No usage record with that id or sequence."""
+    ERROR_REASON_SINK_NOT_FOUND: _ErrorReason.ValueType  # 34
+    """NOT_FOUND. No sink of usage events of that name."""
+    ERROR_REASON_DEAD_LETTER_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """NOT_FOUND. The sink has no dead letter of that sequence."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS. The request_id was used for a different request; use a new UUID for a new request."""
     ERROR_REASON_VERSION_EXISTS: _ErrorReason.ValueType  # 41
@@ -94,7 +98,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SESSION_BUSY: _ErrorReason.ValueType  # 67
     """FAILED_PRECONDITION. The session is serving another call; wait for that, or open another session."""
     ERROR_REASON_WRONG_STATE: _ErrorReason.ValueType  # 68
-    """FAILED_PRECONDITION. The execution is interactive or not, running or not, as this RPC needs it to be."""
+    """FAILED_PRECONDITION. The execution, period or sink is not in the state that this RPC needs it to be in."""
     ERROR_REASON_DEPENDENCY_UNRESOLVED: _ErrorReason.ValueType  # 69
     """FAILED_PRECONDITION. A dependency of the Skill could not be resolved; metadata carries the resolver's words."""
     ERROR_REASON_PERIOD_CLOSED: _ErrorReason.ValueType  # 70
@@ -209,6 +213,10 @@ ERROR_REASON_SETTING_NOT_FOUND: ErrorReason.ValueType  # 32
 """NOT_FOUND. No such policy, quota, pool or block."""
 ERROR_REASON_USAGE_RECORD_NOT_FOUND: ErrorReason.ValueType  # 33
 """NOT_FOUND. No usage record with that id or sequence."""
+ERROR_REASON_SINK_NOT_FOUND: ErrorReason.ValueType  # 34
+"""NOT_FOUND. No sink of usage events of that name."""
+ERROR_REASON_DEAD_LETTER_NOT_FOUND: ErrorReason.ValueType  # 35
+"""NOT_FOUND. The sink has no dead letter of that sequence."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS. The request_id was used for a different request; use a new UUID for a new request."""
 ERROR_REASON_VERSION_EXISTS: ErrorReason.ValueType  # 41
@@ -234,7 +242,7 @@ ERROR_REASON_NOT_PERMITTED_BY_POLICY: ErrorReason.ValueType  # 66
 ERROR_REASON_SESSION_BUSY: ErrorReason.ValueType  # 67
 """FAILED_PRECONDITION. The session is serving another call; wait for that, or open another session."""
 ERROR_REASON_WRONG_STATE: ErrorReason.ValueType  # 68
-"""FAILED_PRECONDITION. The execution is interactive or not, running or not, as this RPC needs it to be."""
+"""FAILED_PRECONDITION. The execution, period or sink is not in the state that this RPC needs it to be in."""
 ERROR_REASON_DEPENDENCY_UNRESOLVED: ErrorReason.ValueType  # 69
 """FAILED_PRECONDITION. A dependency of the Skill could not be resolved; metadata carries the resolver's words."""
 ERROR_REASON_PERIOD_CLOSED: ErrorReason.ValueType  # 70

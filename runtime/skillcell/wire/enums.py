@@ -8,8 +8,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from skillcell.core import rate_plans, skills, types
-from skillcell.v1 import event_pb2, execution_pb2, policy_pb2, skill_pb2, spec_pb2, types_pb2
+from skillcell.core import rate_plans, sinks, skills, types
+from skillcell.v1 import event_pb2, execution_pb2, policy_pb2, sink_pb2, skill_pb2, spec_pb2, types_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.internal.enum_type_wrapper import _EnumTypeWrapper
@@ -54,6 +54,10 @@ ON_DISCONNECT = EnumMap(types.OnDisconnect, spec_pb2.OnDisconnect, "ON_DISCONNEC
 CANCEL_SOURCE = EnumMap(types.CancelReason, event_pb2.CancelSource, "CANCEL_SOURCE_")
 EXECUTION_STATE = EnumMap(types.ExecutionState, execution_pb2.ExecutionState, "EXECUTION_STATE_")
 VERSION_STATE = EnumMap(skills.VersionState, skill_pb2.VersionState, "VERSION_STATE_")
+SINK_MODE = EnumMap(sinks.SinkMode, sink_pb2.SinkMode, "SINK_MODE_")
+SINK_STATE = EnumMap(sinks.SinkState, sink_pb2.SinkState, "SINK_STATE_")
+HOLD_CAUSE = EnumMap(sinks.HoldCause, sink_pb2.SinkHoldCause, "SINK_HOLD_CAUSE_")
+RESUME_CHOICE = EnumMap(sinks.ResumeChoice, sink_pb2.SinkResumeChoice, "SINK_RESUME_CHOICE_")
 VISIBILITY = EnumMap(skills.Visibility, skill_pb2.Visibility, "VISIBILITY_")
 RATE_METER = EnumMap(rate_plans.RateMeter, policy_pb2.RateMeter, "RATE_METER_")
 SEVERITY = EnumMap(skills.Severity, skill_pb2.Severity, "SEVERITY_")

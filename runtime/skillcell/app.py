@@ -164,6 +164,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             kept_spool=_kept_spools(settings, data),
             start_of=start_of,
             boot_id=me.boot_id,
+            plan_of=plans.find,
             steps=steps,
         )
         _show_calls(metrics, executor, live, gate)

@@ -7,7 +7,7 @@ before it is read, so that nothing runs that is not counted. Where nothing is le
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,12 +17,15 @@ import structlog
 from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.errors import Fault
+from skillcell.core.rate_plans import RatePlan
 from skillcell.core.records import Admission, Checkpoint, StoredExecution
+from skillcell.core.statements import Cost
 from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Measurement, UsageRecord
 from skillcell.execution import Observer
 from skillcell.live import Codec
 from skillcell.metering.ledger import Ledger
+from skillcell.metering.rating.cost import cost_of
 from skillcell.metering.records import Settlement
 from skillcell.metering.usage import usage_record
 from skillcell.remains import Moment, Traces, ending_of
@@ -46,6 +49,8 @@ class Recovery:
     kept_spool: Callable[[str], Spool]
     start_of: StartOf
     boot_id: str
+    plan_of: Callable[[str], Awaitable[RatePlan | None]]
+    """A plan by the version that an admission pinned; None where there is none of that name."""
     steps: Steps = pass_by
 
     async def run(self, instance_id: str) -> int:
@@ -90,9 +95,11 @@ class Recovery:
         ending = ending_of(traces, ids.event_id(), Moment(now, self.clock.monotonic_ns(), self.boot_id))
         record = replace(usage_record(admission, ending), measurement=Measurement.LOWER_BOUND)
         codec, sequence = self.new_codec(admission), spool.last_sequence + 1
+        plan = await self.plan_of(record.plan_version) if record.plan_version else None
+        cost = cost_of(record, plan) if plan is not None else None
 
         def seal(settled: UsageRecord) -> bytes:
-            return codec.encode(sequence, now, _completed(settled))
+            return codec.encode(sequence, now, _completed(settled, cost))
 
         self.steps(Step.RECOVERY_READ)
         settled = await self.ledger.settle(Settlement(record, seal, sequence, sandbox_id=traces.sandbox_id))
@@ -115,7 +122,7 @@ class Recovery:
         )
 
 
-def _completed(settled: UsageRecord) -> events.Completed:
+def _completed(settled: UsageRecord, cost: Cost | None) -> events.Completed:
     return events.Completed(
         outcome=settled.outcome,
         fault=settled.fault,
@@ -123,4 +130,5 @@ def _completed(settled: UsageRecord) -> events.Completed:
         retryable=True,
         usage=settled,
         message="the gateway stopped before the call ended",
+        cost=cost,
     )

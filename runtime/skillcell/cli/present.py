@@ -12,8 +12,6 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
-from skillcell.core.decimals import decimal_text
-
 _EXACT_IN_JSON = 1 << 53
 
 
@@ -28,7 +26,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Decimal):
-        return decimal_text(value)
+        return format(value, "f")
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, frozenset)):

@@ -50,10 +50,15 @@ class RatePlanStore:
 
     async def get(self, version: str) -> RatePlan:
         """A version, as `standard/3`. NOT_FOUND `RATE_PLAN_NOT_FOUND`."""
-        found = await self._database.read(lambda connection: load(connection, [version]))
-        if version not in found:
+        found = await self.find(version)
+        if found is None:
             raise not_found("rate_plan", version)
-        return found[version]
+        return found
+
+    async def find(self, version: str) -> RatePlan | None:
+        """The same, None where there is none."""
+        found = await self._database.read(lambda connection: load(connection, [version]))
+        return found.get(version)
 
     async def list(self, name: str = "", page_size: int = 50, page_token: str = "") -> PlanPage:
         """Newest first. INVALID_ARGUMENT `PAGE_TOKEN_INVALID` for a token of another question."""

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from skillcell import wire
+from skillcell.api.edge import SEND
 from skillcell.api.status import code_of, trailers_of
 from skillcell.core import events, skills, types
 from skillcell.core.errors import Fault, invalid
@@ -256,7 +257,7 @@ class _Executions(execution_pb2_grpc.ExecutionServiceServicer):
                     return self._uploaded(header.digest)
                 if header.size_bytes > script.upload_bound:
                     await self._too_large(context)
-                await context.send_initial_metadata((("skillcell-upload", "send"),))
+                await context.send_initial_metadata((SEND,))
             data += request.chunk
             if len(data) > script.upload_bound:
                 await self._too_large(context)
@@ -290,6 +291,7 @@ class _Registry(registry_pb2_grpc.RegistryServiceServicer):
         async for request in requests:
             if request.HasField("header"):
                 await self.script.enter(request.header, context)
+                await context.send_initial_metadata((SEND,))
             else:
                 chunks.append(request.chunk)
         self.script.archive = b"".join(chunks)

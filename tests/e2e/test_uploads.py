@@ -94,6 +94,13 @@ async def test_a_broken_order_and_what_was_not_announced_are_refused(oci: Gatewa
         stub = execution_pb2_grpc.ExecutionServiceStub(channel)
         started = stub.StartExecution(pb.StartExecutionRequest(spec=spec), metadata=oci.credentials)
         assert (await refusal(started))[:2] == ("NOT_FOUND", "UPLOAD_NOT_FOUND")
+        estimate = stub.EstimateExecution(pb.EstimateExecutionRequest(spec=spec), metadata=oci.credentials)
+        assert (await refusal(estimate))[:2] == ("NOT_FOUND", "UPLOAD_NOT_FOUND")
+        start = pb.ExecuteInteractiveRequest(start=pb.ExecuteRequest(spec=spec))
+        live = stub.ExecuteInteractive(iter((start,)), metadata=oci.credentials)
+        code, reason, status = await refusal(live.read())
+        assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+        assert "start.spec.stdin_upload" in status.message
 
 
 HASHES = """

@@ -14,8 +14,8 @@ import grpc.aio
 import pytest
 
 from skillcell.api.auth import ApiKeys, hash_key
-from skillcell.api.edge import Edge, caller
-from skillcell.api.uploading import SEND, upload_input
+from skillcell.api.edge import SEND, Edge, caller
+from skillcell.api.uploading import upload_input
 from skillcell.client import InvalidArgument, ResourceExhausted, SkillcellClient, Unavailable
 from skillcell.core.clock import SystemClock
 from skillcell.core.types import Principal

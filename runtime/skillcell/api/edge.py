@@ -27,6 +27,8 @@ from skillcell.core.types import Principal
 
 log = structlog.get_logger("skillcell.api")
 _caller: contextvars.ContextVar[Principal] = contextvars.ContextVar("caller")
+SEND = ("skillcell-upload", "send")
+"""Initial metadata of an RPC that takes bytes behind a header, once they are wanted."""
 _OPEN = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import grpc.aio
 
-from skillcell.api.edge import caller
+from skillcell.api.edge import SEND, caller
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.skills import SkillVersion, VersionState, Visibility
 from skillcell.core.types import Principal
@@ -69,7 +69,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, requests: AsyncIterator[pb.PublishSkillRequest], context: Context
     ) -> pb.PublishSkillResponse:
         principal = caller()
-        async with self._received(requests) as received:
+        async with self._received(requests, context) as received:
             published = await self._publisher.publish(principal, _publication(principal, received))
         return pb.PublishSkillResponse(version=skill_version_to_proto(published.version), created=published.created)
 
@@ -77,7 +77,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
         self, requests: AsyncIterator[pb.ValidateSkillRequest], context: Context
     ) -> pb.ValidateSkillResponse:
         principal = caller()
-        async with self._received(requests) as received:
+        async with self._received(requests, context) as received:
             publication = _publication(principal, received)
             inspection = await self._publisher.validate(publication)
         would_be = SkillVersion(
@@ -188,7 +188,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                 offset += len(data)
 
     @asynccontextmanager
-    async def _received(self, requests: AsyncIterator[Part]) -> AsyncIterator[Received]:
+    async def _received(self, requests: AsyncIterator[Part], context: Context) -> AsyncIterator[Received]:
         """The stream as a file that is gone when the block ends. Raises Fault INVALID_ARGUMENT."""
         with tempfile.TemporaryDirectory(prefix="received-", dir=self._packages.staging_root) as directory:
             header: pb.SkillHeader | None = None
@@ -200,6 +200,7 @@ class RegistryService(registry_pb2_grpc.RegistryServiceServicer):
                             raise _order("the header came twice")
                         header = request.header
                         self._check_size(header.size_bytes)
+                        await context.send_initial_metadata((SEND,))
                         continue
                     if header is None:
                         raise _order("the first message must be the header")

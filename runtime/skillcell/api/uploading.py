@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc.aio
 
+from skillcell.api.edge import SEND
 from skillcell.core.errors import Fault, FaultKind, invalid
 from skillcell.core.types import Principal
 from skillcell.storage.upload_receiving import Announced
@@ -14,9 +15,6 @@ from skillcell.storage.upload_rows import Upload
 from skillcell.storage.uploads import UploadStore
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.wire.times import instant_to_proto
-
-SEND = ("skillcell-upload", "send")
-"""Initial metadata once the bytes are wanted."""
 
 
 async def upload_input(

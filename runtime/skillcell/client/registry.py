@@ -15,6 +15,7 @@ from skillcell.client import convert
 from skillcell.client.channel import ask, known_values
 from skillcell.client.download import chunks, save
 from skillcell.client.packing import Packed, packed
+from skillcell.client.sending import send
 from skillcell.client.types import Page, Published, Skill, Validation
 from skillcell.core.skills import SkillVersion
 from skillcell.v1 import registry_pb2 as pb
@@ -52,8 +53,9 @@ class RegistryCalls:
             skill=as_name, version=version, manifest_overlay=runtime, lenient=lenient, aliases=aliases
         )
         async with _Packing(Path(path)) as package:
-            messages = _messages(package, header, pb.PublishSkillRequest, on_progress)
-            answer = await ask(self._stub.PublishSkill(messages, metadata=self._metadata))
+            first = pb.PublishSkillRequest(header=_header(package, header))
+            rest = _chunks(package, pb.PublishSkillRequest, on_progress)
+            answer = await send(self._stub.PublishSkill, self._metadata, first, rest)
         with known_values():
             return Published(skill_version_from_proto(answer.version), answer.created)
 
@@ -70,8 +72,9 @@ class RegistryCalls:
         """Everything that `publish` would find; nothing is kept."""
         header = pb.SkillHeader(skill=as_name, version=version, manifest_overlay=runtime, lenient=lenient)
         async with _Packing(Path(path)) as package:
-            messages = _messages(package, header, pb.ValidateSkillRequest, on_progress)
-            answer = await ask(self._stub.ValidateSkill(messages, metadata=self._metadata))
+            first = pb.ValidateSkillRequest(header=_header(package, header))
+            rest = _chunks(package, pb.ValidateSkillRequest, on_progress)
+            answer = await send(self._stub.ValidateSkill, self._metadata, first, rest)
         with known_values():
             return Validation(
                 answer.valid,
@@ -157,12 +160,13 @@ class _Packing:
         await asyncio.to_thread(self._context.__exit__, *error)
 
 
-async def _messages(
-    package: Packed, header: pb.SkillHeader, message: type[Message], on_progress: OnProgress | None
-) -> AsyncIterator[Message]:
+def _header(package: Packed, header: pb.SkillHeader) -> pb.SkillHeader:
     header.size_bytes = package.size_bytes
     header.sha256 = package.sha256
-    yield message(header=header)
+    return header
+
+
+async def _chunks(package: Packed, message: type[Message], on_progress: OnProgress | None) -> AsyncIterator[Message]:
     sent, parts = 0, package.chunks()
     while chunk := await asyncio.to_thread(next, parts, b""):
         yield message(chunk=chunk)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from skillcell.client.channel import ask, known_values
-from skillcell.client.errors import Internal, InvalidArgument, SkillcellError, Unavailable
+from skillcell.client.errors import Internal, InvalidArgument, Unavailable
+from skillcell.client.sending import send
 from skillcell.client.types import Uploaded
 from skillcell.v1 import execution_pb2 as pb
 from skillcell.wire.times import instant_from_proto
@@ -26,7 +27,6 @@ OnProgress = Callable[[int, int], None]
 """Called with the bytes sent so far and the bytes in all, 0 where that is not known."""
 CHUNK_BYTES = 1 << 20
 _TRIES = 3
-_SEND = ("skillcell-upload", "send")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +69,23 @@ class Uploads:
     async def _send(
         self, header: pb.UploadInputHeader, data: AsyncIterator[bytes], total: int, on_progress: OnProgress | None
     ) -> Uploaded:
-        sending = _Sending(header, data, total, on_progress)
-        sending.call = self._stub.UploadInput(sending.messages(), metadata=self._metadata)
-        sending.call.add_done_callback(lambda _: sending.over.set())
+        sent = 0
+
+        async def chunks() -> AsyncIterator[pb.UploadInputRequest]:
+            nonlocal sent
+            async for chunk in data:
+                sent += len(chunk)
+                yield pb.UploadInputRequest(chunk=chunk)
+                if on_progress is not None and sent != total:
+                    on_progress(sent, total)
+
         try:
-            answer = await ask(sending.call)
-        except (SkillcellError, asyncio.CancelledError) as error:
-            if sending.broken is not None:
-                raise sending.broken from None
-            if isinstance(error, Internal) and not error.reason:
-                await self._ask_why(max(total, sending.sent))
+            first = pb.UploadInputRequest(header=header)
+            answer = await send(self._stub.UploadInput, self._metadata, first, chunks())
+        except Internal as error:
+            if not error.reason:
+                await self._ask_why(max(total, sent))
             raise
-        finally:
-            sending.call.cancel()
         if on_progress is not None:
             on_progress(answer.size_bytes, answer.size_bytes)
         with known_values():
@@ -90,8 +94,8 @@ class Uploads:
     async def _ask_why(self, size_bytes: int) -> None:
         """Raises the gateway's reason against so many bytes, where it has one.
 
-        grpc.aio takes a write that fails for the end of the call, and drops the status that the gateway ended it with;
-        asked with a header alone it says the same again.
+        When it ends an upload amid its bytes, its status is lost (see `sending.py`); asked with a header alone it says
+        the same again.
         """
         header = pb.UploadInputRequest(header=pb.UploadInputHeader(size_bytes=size_bytes))
         try:
@@ -99,39 +103,6 @@ class Uploads:
         except InvalidArgument as error:
             if error.reason != "CONTENT_MISMATCH":  # of course it is that: nothing followed
                 raise
-
-
-class _Sending:
-    """One upload on its way. The bytes go only when they are wanted."""
-
-    def __init__(
-        self, header: pb.UploadInputHeader, data: AsyncIterator[bytes], total: int, on_progress: OnProgress | None
-    ) -> None:
-        self._header = header
-        self._data = data
-        self._total = total
-        self._on_progress = on_progress
-        self.call: Any = None
-        self.over = asyncio.Event()
-        """Set when the call has ended."""
-        self.sent = 0
-        self.broken: Exception | None = None
-        """What went wrong with the source: gRPC would tell it as its own failure."""
-
-    async def messages(self) -> AsyncIterator[pb.UploadInputRequest]:
-        yield pb.UploadInputRequest(header=self._header)
-        if _SEND not in tuple(await self.call.initial_metadata() or ()):
-            await self.over.wait()  # to end the stream amid its end would cancel the call, and lose the answer
-            return
-        try:
-            async for chunk in self._data:
-                self.sent += len(chunk)
-                yield pb.UploadInputRequest(chunk=chunk)
-                if self._on_progress is not None and self.sent != self._total:
-                    self._on_progress(self.sent, self._total)
-        except Exception as error:
-            self.broken = error
-            raise
 
 
 async def read(source: bytes | Path) -> AsyncIterator[bytes]:

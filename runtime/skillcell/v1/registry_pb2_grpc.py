@@ -94,7 +94,8 @@ class RegistryServiceServicer:
     def PublishSkill(self, request_iterator, context):
         """Publishes one version from an archive (zip, or tar with gzip, xz, zstd or nothing). The first message must be
         `header`, the others chunks. The same content again, under the same name and version, returns the version that
-        exists. Nothing is kept of a refused archive.
+        exists. Nothing is kept of a refused archive. Initial metadata with `skillcell-upload: send` says that the header
+        will do and the bytes are wanted.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):

@@ -36,7 +36,8 @@ class RegistryServiceStub:
     PublishSkill: _grpc.StreamUnaryMultiCallable[_registry_pb2.PublishSkillRequest, _registry_pb2.PublishSkillResponse]
     """Publishes one version from an archive (zip, or tar with gzip, xz, zstd or nothing). The first message must be
     `header`, the others chunks. The same content again, under the same name and version, returns the version that
-    exists. Nothing is kept of a refused archive.
+    exists. Nothing is kept of a refused archive. Initial metadata with `skillcell-upload: send` says that the header
+    will do and the bytes are wanted.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -154,7 +155,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     PublishSkill: _aio.StreamUnaryMultiCallable[_registry_pb2.PublishSkillRequest, _registry_pb2.PublishSkillResponse]  # type: ignore[assignment]
     """Publishes one version from an archive (zip, or tar with gzip, xz, zstd or nothing). The first message must be
     `header`, the others chunks. The same content again, under the same name and version, returns the version that
-    exists. Nothing is kept of a refused archive.
+    exists. Nothing is kept of a refused archive. Initial metadata with `skillcell-upload: send` says that the header
+    will do and the bytes are wanted.
 
     Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
     STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
@@ -275,7 +277,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_pb2.PublishSkillResponse, _abc.Awaitable[_registry_pb2.PublishSkillResponse]]:
         """Publishes one version from an archive (zip, or tar with gzip, xz, zstd or nothing). The first message must be
         `header`, the others chunks. The same content again, under the same name and version, returns the version that
-        exists. Nothing is kept of a refused archive.
+        exists. Nothing is kept of a refused archive. Initial metadata with `skillcell-upload: send` says that the header
+        will do and the bytes are wanted.
 
         Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):

@@ -23,7 +23,7 @@ from skillcell.metering.billing.plans import RatePlanStore
 from skillcell.metering.billing.statements import BilledStatement, Billing
 from skillcell.metering.billing.usage import usage_sums
 from skillcell.metering.ledger import Ledger
-from skillcell.metering.rating.quantities import UsageKey, UsageSums, collect
+from skillcell.metering.rating.quantities import UsageKey, UsageSums, collect, key_of
 from skillcell.metering.rating.rate import statements
 from skillcell.storage.database import Database
 
@@ -87,7 +87,7 @@ async def call(ledger: Ledger, at: datetime = NOON, plan: str = "standard/1", **
     of = {name: changes.pop(name) for name in ("tenant", "publisher", "skill") if name in changes}
     given = admission(plan_version=plan, admitted_at=at, **of)
     await ledger.admit(given)
-    return await ledger.settle(settlement(given, ended_at=at, **changes))
+    return await ledger.settle(settlement(given, started_at=at, ended_at=at, **changes))
 
 
 async def rated(ledger: Ledger, tenant: str, in_force: RatePlan | None, *plans: RatePlan) -> Any:
@@ -226,13 +226,17 @@ async def test_usage_adds_up_in_the_store_as_rating_adds_it_up(ledger: Ledger, d
     await call(ledger, outcome=Outcome.NEVER_RAN, fault=FaultParty.PLATFORM)
     back = UsageDelta(billed_ms=-7, cpu_total_ns=-3, memory_limit_byte_ns=-11, memory_used_byte_ns=-13, calls=-1)
     await ledger.record_correction(BILLER, Correction(first.event_id, back, "x"), NOON + timedelta(days=1))
-    records = await ledger.list_usage_records(BILLER, 0, 1000)
+    earlier = await call(ledger, LONG_AGO)
+    await ledger.record_correction(BILLER, Correction(earlier.event_id, back, "x"), NOON)
+    listed = await ledger.list_usage_records(BILLER, 0, 1000)
+    records = [one for one in listed if one.ended_at >= MARCH.start]
     span = await database.read(lambda connection: Billing(database)._look(connection, MARCH, None).span)
 
     async def stored(**options: bool) -> dict[UsageKey, UsageSums]:
         return await database.read(lambda connection: usage_sums(connection, span, **options))
 
-    finest = {key: sums for key, sums in collect(records).items() if sums != UsageSums()}
+    finest = {key: sums for key, sums in collect(records, key=key_of).items() if sums != UsageSums()}
+    assert {key.correction for key in finest} == {False, True}
     assert await stored(fine=True) == finest
     coarse: dict[UsageKey, UsageSums] = {}
     for key, sums in finest.items():

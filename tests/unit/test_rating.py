@@ -110,6 +110,15 @@ def test_a_corrections_cpu_counts_as_it_is_however_the_call_was_measured() -> No
     assert quantity(RateMeter.CPU_SECONDS, sums_of(back)) == Decimal("-0.04")
 
 
+@pytest.mark.parametrize(
+    ("reserved", "used", "larger"),
+    [(-100, -40, -100), (-40, -100, -100), (0, -7, 0), (-5, 0, -5), (3, -4, 3), (2, 9, 9)],
+)
+def test_what_a_correction_does_to_the_larger_memory(reserved: int, used: int, larger: int) -> None:
+    back = record(correction_of="e", memory_limit_byte_ns=reserved, memory_used_byte_ns=used)
+    assert sums_of(back).memory_larger_byte_ns == larger
+
+
 def test_only_a_correction_of_an_earlier_month_is_one_to_an_export() -> None:
     within = record(correction_of="e")
     later = record(correction_of="e", admitted_at=datetime(2026, 10, 31, 23, tzinfo=UTC))

@@ -91,11 +91,14 @@ class Billing:
         """NOT_FOUND `RATE_PLAN_NOT_FOUND` where nothing of the publisher's was rated; INVALID_ARGUMENT `currency`."""
         look = await self._database.read(partial(self._look, period=period, tenant=None))
         # A tier counts all that a tenant used, so whoever used one of its Skills is rated as a whole.
-        payers = sorted({key.tenant for key in look.usage if key.publisher == publisher and key.plan_version})
+        by_tenant: dict[str, dict[UsageKey, UsageSums]] = {}
+        for key, sums in look.usage.items():
+            by_tenant.setdefault(key.tenant, {})[key] = sums
         charged = [
             statement
-            for tenant in payers
-            for statement in statements(tenant, str(period), look.usage, look.plans, None)
+            for tenant, usage in sorted(by_tenant.items())
+            if any(key.publisher == publisher and key.plan_version for key in usage)
+            for statement in statements(tenant, str(period), usage, look.plans, None)
         ]
         made = payout(publisher, str(period), charged, look.plans)
         if not made:

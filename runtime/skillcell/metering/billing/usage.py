@@ -7,9 +7,10 @@ compares them with the record's bytes; so a statement of a million records reads
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, func, select, type_coerce
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, func, not_, select, type_coerce
 from sqlalchemy.sql.expression import literal_column
 
 from skillcell.core.periods import Span
@@ -37,21 +38,22 @@ def usage_sums(
 ) -> dict[UsageKey, UsageSums]:
     """Billable usage of the records that belong to a span; of one tenant, or of all.
 
-    `fine` tells apart version, outcome, day and corrections besides, as exports do.
+    `fine` tells apart version, outcome, day and corrections of earlier months besides, as exports do (`key_of`).
     """
     keys: tuple[ColumnElement[Any], ...] = _COARSE
     if fine:
         # No bound parameter: the same expression must be recognised in SELECT and GROUP BY.
         day = type_coerce(_COLUMNS.ended_at, BigInteger) // literal_column(str(_DAY_US), BigInteger)
-        corrects = _COLUMNS.correction_of != literal_column("''")
-        keys = (*_COARSE, _COLUMNS.version, _COLUMNS.outcome, day, corrects)
+        keys = (*_COARSE, _COLUMNS.version, _COLUMNS.outcome, day)
     found: dict[UsageKey, UsageSums] = {}
-    for condition in _parts(span):
+    for condition, corrects in product(_parts(span), (False, True) if fine else (False,)):
         query = select(*keys, *_SUMS).where(_COLUMNS.billable, *condition).group_by(*keys)
         if tenant is not None:
             query = query.where(_COLUMNS.tenant == tenant)
+        if fine:
+            query = query.where(_corrects_earlier(span) if corrects else not_(_corrects_earlier(span)))
         for row in connection.execute(query):
-            key = UsageKey(*row[:4], *(_fine(*row[4:8]) if fine else ()))
+            key = UsageKey(*row[:4], *(_fine(*row[4:7], corrects) if fine else ()))
             sums = UsageSums(*(int(value or 0) for value in row[len(keys) :]))
             found[key] = found.get(key, UsageSums()) + sums
     return found
@@ -66,5 +68,12 @@ def _parts(span: Span) -> Iterator[list[ColumnElement[bool]]]:
         yield [sequence > span.late_after, ends < span.start, *upto]
 
 
+def _corrects_earlier(span: Span) -> ColumnElement[bool]:
+    """Whether a record corrects one that ended before the span: within it, a correction is usage like any other."""
+    corrected = usage_records.alias()
+    earlier = select(1).where(corrected.c.event_id == _COLUMNS.correction_of, corrected.c.ended_at < span.start)
+    return and_(_COLUMNS.correction_of != literal_column("''"), earlier.exists())
+
+
 def _fine(version: str, outcome: str, day: int, corrects: bool) -> tuple[str, str, str, bool]:
-    return version, outcome, from_microseconds(int(day) * _DAY_US).date().isoformat(), bool(corrects)
+    return version, outcome, from_microseconds(int(day) * _DAY_US).date().isoformat(), corrects

@@ -115,8 +115,8 @@ def sums_of(record: UsageRecord) -> UsageSums:
     """What of one record is billed: nothing, when it isn't billable.
 
     CPU that was not measured exactly is billed as granted: cores × run time. A correction's differences count as they
-    are; of its two memory figures the one that changed more stands for the larger, which undoes a whole record, or a
-    part of its time, exactly.
+    are. What it does to the larger of two memory figures is the change of the granted one, which bounds the used one;
+    where both change the same way it is the greater change, so that taking all of a record back leaves nothing of it.
     """
     if not record.billable:
         return UsageSums()
@@ -128,10 +128,14 @@ def sums_of(record: UsageRecord) -> UsageSums:
         cpu_milli_ns=record.cpu_total_ns * 1000 if as_measured else record.milli_cpus * record.times.run_ns,
         memory_reserved_byte_ns=reserved,
         memory_used_byte_ns=used,
-        memory_larger_byte_ns=max(reserved, used, key=abs) if record.correction_of else max(reserved, used),
+        memory_larger_byte_ns=_larger_change(reserved, used) if record.correction_of else max(reserved, used),
         egress_bytes=record.egress_in_bytes + record.egress_out_bytes,
         output_bytes=record.output_bytes + record.artifact_bytes,
     )
+
+
+def _larger_change(reserved: int, used: int) -> int:
+    return max(reserved, used, key=abs) if reserved * used > 0 else reserved
 
 
 def collect(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from e2e.conftest import Fresh
-from e2e.gateway import Gateway
+from e2e.gateway import SKILLCELL, Gateway
 from e2e.lab import run
 from sink import Sink, sink
 from skillcell.client import FailedPrecondition, NotFound, SkillcellError
@@ -122,3 +125,47 @@ async def test_an_operator_sees_holds_resumes_and_redrives(fresh: Fresh, meter: 
         assert missing.value.reason == "SINK_NOT_FOUND"
     assert meter.sequences == [1, 3, 2, 4]
     assert letter.body in meter.bodies
+
+
+def skillcell(gateway: Gateway, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(
+        [SKILLCELL, "--server", gateway.address, "--api-key", gateway.key, *arguments],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done
+
+
+async def test_the_command_line_exports_files_and_steers_sinks(fresh: Fresh, meter: Sink, tmp_path: Path) -> None:
+    gateway = fresh(sinks=setting(meter))
+    async with gateway.client() as client:
+        meter.tell(refuse=[2])
+        for number in range(3):
+            assert (await run(client, f"print({number})", labels={"team": "red"})).ok
+        await delivered(gateway, 3)
+        records = [record async for record in client.usage.stream()]
+    ask = partial(asyncio.to_thread, skillcell, gateway, "billing")
+    lines = [json.loads(line) for line in (await ask("export")).stdout.splitlines()]
+    assert [line["hash"] for line in lines] == [record.hash.hex() for record in records]
+    assert [line["labels"] for line in lines] == [{"team": "red"}] * 3
+    rest = await ask("export", "--after-sequence", "1", "--tenant", "dev", "--period", f"{records[0].ended_at:%Y-%m}")
+    assert [json.loads(line)["sequence"] for line in rest.stdout.splitlines()] == [2, 3]
+    assert rest.stderr == b"2 records; go on with --after-sequence 3\n"
+    assert (await ask("export", "--period", "2001-01")).stdout == b""
+    file = tmp_path / "usage.parquet"
+    await ask("export", "--format", "parquet", "--out", str(file))
+    assert pyarrow.parquet.read_table(file).column("event_id").to_pylist() == [record.event_id for record in records]
+    events = (await ask("export", "--format", "cloudevents")).stdout.splitlines()
+    (letter,) = json.loads((await ask("sink", "dead-letters", "meter", "--json")).stdout)
+    assert (letter["sequence"], letter["event"]) == (2, json.loads(events[1]))
+    assert meter.bodies == [events[0], events[2]]
+    meter.tell()
+    assert (await ask("sink", "redrive", "meter", "2")).stdout == b"1 wait to be sent again\n"
+    async with asyncio.timeout(20):
+        while len(meter.bodies) < 3:
+            await asyncio.sleep(0.05)
+    assert meter.bodies[2] == events[1]
+    assert b"running" in (await ask("sink", "list")).stdout
+    assert b"/skillcell/ledgers/" in (await ask("sink", "show", "meter")).stdout
+    assert b"is not held" in (await ask("sink", "resume", "meter", code=1)).stderr
+    assert b"Parquet needs a file" in (await ask("export", "--format", "parquet", code=2)).stderr

@@ -1,6 +1,6 @@
 """`skillcell billing`: statements, payouts, rate plans, who has which, closing months and correcting usage.
 
-`skillcell billing export` joins this group from a module of its own.
+`export` and `sink` join this group from modules of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skillcell.cli import billing_plans, options
+from skillcell.cli import billing_export, billing_plans, billing_sinks, options
 from skillcell.cli.connection import connection, run
 from skillcell.cli.present import printable
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="What tenants owe, what publishers earn, and by which plans.", no_args_is_help=True)
 app.add_typer(billing_plans.app, name="plan")
+app.add_typer(billing_sinks.app, name="sink")
+app.command()(billing_export.export)
 Month = Annotated[str, typer.Option("--period", metavar="MONTH", help="As 2026-11, in UTC; default: this month.")]
 Currency = Annotated[
     str, typer.Option("--currency", metavar="CODE", help="As EUR; where plans of several rated the month.")

@@ -54,9 +54,19 @@ class UsageCalls:
         with known_values():
             return Page(tuple(usage_from_proto(record) for record in answer.records), answer.next_page_token)
 
-    async def stream(self, *, after_sequence: int = 0, follow: bool = False) -> AsyncGenerator[UsageRecord, None]:
-        """Every record after a sequence; with `follow` new ones too, for ever."""
-        request = pb.StreamUsageRecordsRequest(after_sequence=after_sequence, follow=follow)
+    async def stream(
+        self,
+        *,
+        after_sequence: int = 0,
+        follow: bool = False,
+        tenant: str = "",
+        after: datetime | None = None,
+        before: datetime | None = None,
+    ) -> AsyncGenerator[UsageRecord, None]:
+        """Every record after a sequence that fits; with `follow` new ones too, for ever. Times are of the end."""
+        request = pb.StreamUsageRecordsRequest(
+            after_sequence=after_sequence, follow=follow, filter=_filter("", "", None, after, before, tenant=tenant)
+        )
         async with aclosing(listen(self._stub.StreamUsageRecords(request, metadata=self._metadata))) as answers:
             async for answer in answers:
                 with known_values():

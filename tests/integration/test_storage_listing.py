@@ -52,10 +52,10 @@ QUESTIONS: dict[str, tuple[ExecutionFilter, str]] = {
         "ix_executions_tenant_publisher_skill_admitted_at_id",
     ),
     "what runs": (ExecutionFilter(states=(ExecutionState.RUNNING,)), "ix_executions_open"),
-    "a label": (ExecutionFilter(labels={"team": "red"}), "ix_execution_labels_tenant_key_value_admitted_at"),
+    "a label": (ExecutionFilter(labels={"team": "red"}), "ix_execution_labels_key_value_tenant_admitted_at"),
     "two labels": (
         ExecutionFilter(labels={"team": "red", "env": "x"}),
-        "ix_execution_labels_tenant_key_value_admitted_at",
+        "ix_execution_labels_key_value_tenant_admitted_at",
     ),
 }
 

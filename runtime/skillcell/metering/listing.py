@@ -6,7 +6,8 @@ offset, so that the millionth row costs what the first does, and rows that arriv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,8 +30,9 @@ from sqlalchemy import (
 
 from skillcell.core.errors import invalid
 from skillcell.core.records import StoredExecution
-from skillcell.core.types import ExecutionState, UsageRecord
+from skillcell.core.types import ExecutionState, Outcome, UsageRecord
 from skillcell.metering import rows
+from skillcell.metering.narrowing import narrowed, of_executions, unindexed
 from skillcell.metering.records import Bucket, ExecutionFilter, ExecutionPage, Grouping, Sums, UsageFilter, UsageGroup
 from skillcell.storage import tables
 from skillcell.storage.columns import exact_sum, from_microseconds, to_microseconds
@@ -57,14 +59,19 @@ def page_of_executions(
     """Newest first by time of admission."""
     question = fingerprint("executions", tenant, wanted.states, wanted.outcomes, wanted.publisher, wanted.skill,
                            sorted(wanted.labels.items()), wanted.since, wanted.until)  # fmt: skip
-    query, at, identity = _question(tenant, wanted)
+    last = None
     if page_token:
         last_at, last_id = decode_token(page_token, question, int, str)
-        when = _instant_of_token(int(last_at))
-        # Redundant on purpose: the first condition is the one that an index can begin at.
-        query = query.where(at <= when, or_(at < when, identity < last_id))
-    query = query.order_by(at.desc(), identity.desc()).limit(page_size + 1)
-    found = connection.execute(query).all()
+        last = _instant_of_token(int(last_at)), str(last_id)
+    # One walk for each outcome, merged: of several at once no index gives the newest first.
+    found: list[Row[Any]] = []
+    for outcome in wanted.outcomes or (None,):
+        query, at, identity = _question(tenant, wanted, outcome)
+        if last is not None:
+            # Redundant on purpose: the first condition is the one that an index can begin at.
+            query = query.where(at <= last[0], or_(at < last[0], identity < last[1]))
+        found += connection.execute(query.order_by(at.desc(), identity.desc()).limit(page_size + 1)).all()
+    found = sorted(found, key=lambda row: (row.admitted_at, row.id), reverse=True)[: page_size + 1]
     labels = rows.labels_of(connection, [row.id for row in found])
     page = found[:page_size]
     token = ""
@@ -96,10 +103,15 @@ def records_after(
     connection: Connection, tenant: str | None, after_sequence: int, limit: int, wanted: UsageFilter | None = None
 ) -> tuple[UsageRecord, ...]:
     """In the order of the chain. A tenant's own records have gaps in their sequences, the whole ledger has none."""
+    chosen = wanted or UsageFilter()
+    narrow = narrowed(connection, tenant, chosen, after_sequence)
+    if narrow is None:
+        return ()
     columns = usage_records.c
-    query = select(usage_records).where(columns.sequence > after_sequence, *_of_usage(wanted or UsageFilter()))
-    query = query.order_by(columns.sequence).limit(limit)
-    found = connection.execute(_scoped(query, columns.tenant, tenant)).all()
+    column = unindexed if narrow.looked_up else _as_it_is
+    named = _of_usage(replace(chosen, since=None, until=None, execution_id=""), column)
+    query = select(usage_records).where(*named, *narrow.conditions).order_by(narrow.order).limit(limit)
+    found = connection.execute(_scoped(query, column(columns.tenant), tenant)).all()
     labels = rows.labels_of(connection, {row.execution_id for row in found})
     return tuple(rows.usage_record(row, labels.get(row.execution_id, {})) for row in found)
 
@@ -189,7 +201,7 @@ def bucket_end(bucket: Bucket, start: datetime) -> datetime:
 
 
 def _question(
-    tenant: str | None, wanted: ExecutionFilter
+    tenant: str | None, wanted: ExecutionFilter, outcome: Outcome | None
 ) -> tuple[Select[Any], ColumnElement[datetime], ColumnElement[str]]:
     """The filtered query, and the columns it pages by: the first label's own where there is one, since a walk along
     that index finds a rare label as fast as a common one."""
@@ -207,8 +219,8 @@ def _question(
         query = query.where(columns.state.in_([state.value for state in wanted.states]))
         if ExecutionState.COMPLETED not in wanted.states:
             query = query.where(tables.unsettled)
-    if wanted.outcomes:
-        query = query.where(columns.outcome.in_([outcome.value for outcome in wanted.outcomes]))
+    if outcome is not None:
+        query = query.where(columns.outcome == outcome.value)
     if wanted.publisher:
         query = query.where(columns.publisher == wanted.publisher)
     if wanted.skill:
@@ -220,13 +232,21 @@ def _question(
     return _scoped(query, columns.tenant, tenant), at, identity
 
 
-def _of_usage(wanted: UsageFilter) -> list[ColumnElement[bool]]:
+def _as_it_is(column: ColumnElement[str]) -> ColumnElement[str]:
+    return column
+
+
+def _of_usage(
+    wanted: UsageFilter, column: Callable[[ColumnElement[str]], ColumnElement[str]] = _as_it_is
+) -> list[ColumnElement[bool]]:
     columns = usage_records.c
     conditions: list[ColumnElement[bool]] = [
-        columns[name] == getattr(wanted, name)
-        for name in ("tenant", "publisher", "skill", "execution_id")
+        column(columns[name]) == getattr(wanted, name)
+        for name in ("tenant", "publisher", "skill")
         if getattr(wanted, name)
     ]
+    if wanted.execution_id:
+        conditions.append(of_executions([wanted.execution_id]))
     if wanted.outcomes:
         conditions.append(columns.outcome.in_([outcome.value for outcome in wanted.outcomes]))
     if wanted.since is not None:

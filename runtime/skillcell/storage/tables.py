@@ -69,6 +69,7 @@ executions = Table(
     CheckConstraint("(state = 'COMPLETED') = (outcome IS NOT NULL)", name="outcome"),
     Index(None, "tenant", "admitted_at", "id"),
     Index(None, "tenant", "publisher", "skill", "admitted_at", "id"),
+    Index(None, "tenant", "outcome", "admitted_at", "id"),
     Index("ix_executions_unsettled", "instance_id", "id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
     Index("ix_executions_open", "tenant", "admitted_at", "id", sqlite_where=_UNSETTLED, postgresql_where=_UNSETTLED),
 )
@@ -85,7 +86,7 @@ execution_labels = Table(
     Column("value", Text, nullable=False),
     # The execution's own, so that a page of one label is one walk along this index.
     Column("admitted_at", Instant, nullable=False),
-    Index(None, "tenant", "key", "value", "admitted_at", "execution_id"),
+    Index(None, "key", "value", "tenant", "admitted_at", "execution_id"),
 )
 
 usage_records = Table(
@@ -130,15 +131,23 @@ usage_records = Table(
         sqlite_where=_ORIGINAL,
         postgresql_where=_ORIGINAL,
     ),
+    # A page of each filter that the API has is one walk along one of these.
     Index(None, "tenant", "sequence"),
-    Index(None, "tenant", "ended_at"),
+    Index(None, "publisher", "sequence"),
+    Index(None, "publisher", "skill", "sequence"),
+    Index(None, "tenant", "publisher", "skill", "sequence"),
+    Index(None, "tenant", "ended_at", "sequence"),
     Index(None, "publisher", "ended_at", "sequence"),
     Index(None, "ended_at", "sequence"),
     Index("ix_usage_records_correction_of", "correction_of", sqlite_where=_CORRECTION, postgresql_where=_CORRECTION),
+    Index("ix_usage_records_corrected", "execution_id", sqlite_where=_CORRECTION, postgresql_where=_CORRECTION),
 )
 
 original = usage_records.c.correction_of == literal_column("''")
 """Not a correction; without a parameter, as the unique partial index is spelled."""
+
+correction = usage_records.c.correction_of != literal_column("''")
+"""The others, as their partial indexes are spelled."""
 
 totals = Table(
     "totals",

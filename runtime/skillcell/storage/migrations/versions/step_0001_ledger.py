@@ -24,9 +24,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("execution_id", "key", name="pk_execution_labels"),
     )
     op.create_index(
-        "ix_execution_labels_tenant_key_value_admitted_at_execution_id",
+        "ix_execution_labels_key_value_tenant_admitted_at_execution_id",
         "execution_labels",
-        ["tenant", "key", "value", "admitted_at", "execution_id"],
+        ["key", "value", "tenant", "admitted_at", "execution_id"],
     )
     op.create_table(
         "executions",
@@ -69,6 +69,9 @@ def upgrade() -> None:
         "ix_executions_tenant_publisher_skill_admitted_at_id",
         "executions",
         ["tenant", "publisher", "skill", "admitted_at", "id"],
+    )
+    op.create_index(
+        "ix_executions_tenant_outcome_admitted_at_id", "executions", ["tenant", "outcome", "admitted_at", "id"]
     )
     op.create_index(
         "ix_executions_unsettled",
@@ -169,8 +172,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("sequence", name="pk_usage_records"),
         sa.UniqueConstraint("event_id", name="uq_usage_records_event_id"),
     )
-    op.create_index("ix_usage_records_tenant_ended_at", "usage_records", ["tenant", "ended_at"])
+    op.create_index("ix_usage_records_tenant_ended_at_sequence", "usage_records", ["tenant", "ended_at", "sequence"])
     op.create_index("ix_usage_records_tenant_sequence", "usage_records", ["tenant", "sequence"])
+    op.create_index("ix_usage_records_publisher_sequence", "usage_records", ["publisher", "sequence"])
+    op.create_index("ix_usage_records_publisher_skill_sequence", "usage_records", ["publisher", "skill", "sequence"])
+    op.create_index(
+        "ix_usage_records_tenant_publisher_skill_sequence",
+        "usage_records",
+        ["tenant", "publisher", "skill", "sequence"],
+    )
+    op.create_index(
+        "ix_usage_records_corrected",
+        "usage_records",
+        ["execution_id"],
+        sqlite_where=sa.text("correction_of <> ''"),
+        postgresql_where=sa.text("correction_of <> ''"),
+    )
     op.create_index(
         "ix_usage_records_publisher_ended_at_sequence", "usage_records", ["publisher", "ended_at", "sequence"]
     )

@@ -180,7 +180,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         await stack.enter_async_context(_background(keep_checkpoints(live, ledger, clock, me.boot_id)))
         await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
-        collected_every = min(_RETENTION_SECONDS, max(1.0, settings.uploads_kept_seconds))
+        collected_every = min(_RETENTION_SECONDS, max(1.0, settings.uploads_kept_seconds / 2))
         await stack.enter_async_context(_background(clean_for_ever(uploads.collect, collected_every)))
         clean_layers = _layer_collector(catalog, layers)
         await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))

@@ -76,6 +76,7 @@ from skillcell.scheduler.pool import WarmPool
 from skillcell.scheduler.pool_plan import PoolSettings
 from skillcell.scheduler.reaper import Reaper
 from skillcell.settings import Settings, split_address
+from skillcell.startup import Stage, StartedPlanner, Startup
 from skillcell.storage.artifacts import ArtifactStore
 from skillcell.storage.database import Database
 from skillcell.storage.spool import Spool
@@ -102,6 +103,8 @@ class Running:
     executor: Executor
     live: LiveExecutions
     health: Health
+    waits_for: str
+    """Why it admits no calls yet; empty when it does."""
 
 
 @asynccontextmanager
@@ -110,13 +113,11 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         clock, health, metrics = SystemClock(), Health(), CallMetrics()
         data = stack.enter_context(open_data(settings.data))
-        database = await stack.enter_async_context(await Database.open(settings.database or data.database_url))
+        database = await stack.enter_async_context(Database.connect(settings.database or data.database_url))
         steps = crash_at(settings.unsafe_crash_at)
         ledger = Ledger(database, steps=steps)
         auditor = _auditor(settings, ledger)
-        await auditor.begin()
         tenants, plans = TenantStore(database), RatePlanStore(database)
-        await tenants.ensure(Tenant(_DEVELOPMENT_TENANT, "Development"), clock.now())
         assignments, billing = Assignments(database, settings.rate_plan, clock), Billing(database, settings.rate_plan)
         engine = await stack.enter_async_context(engine_for(settings, data.instance_id, data.images))
         catalog, changes, packages = Catalog(database), CatalogChanges(database, clock), PackageStore(data.path)
@@ -131,16 +132,11 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         leases = Leases(engine.driver, gate, maker, pool, clock, furnishing=_furnishing(data, engine, agent))
         rules, uploads = EntrypointRules(), _uploads(settings, data, database, clock)
         named = NamedUploads(uploads, settings.input_json_bytes)
+        offered = engine.classes()
+        planner = Planner(catalog, rules, Policy(), offered, settings.isolation, uploads=named, rate_plans=assignments)
+        startup = Startup()
         stages = Stages(
-            planner=Planner(
-                catalog,
-                rules,
-                Policy(),
-                engine.classes(),
-                settings.isolation,
-                uploads=named,
-                rate_plans=assignments,
-            ),
+            planner=StartedPlanner(planner, startup),
             leases=leases,
             uploads=uploads,
             ledger=ledger,
@@ -168,28 +164,41 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             steps=steps,
         )
         _show_calls(metrics, executor, live, gate)
-        recovered = await recovery.run(data.instance_id)
         reaper = Reaper(engine.driver, lambda: maker.live | resolver.live)
-        reaped = await reaper.sweep(at_once=True)
-        swept = await uploads.sweep()
+        await startup.begin(
+            Stage("store", database.prepare, waits=bool(settings.database)),
+            Stage("ledger", auditor.begin, waits=bool(settings.database)),
+            Stage("tenant", lambda: tenants.ensure(Tenant(_DEVELOPMENT_TENANT, "Development"), clock.now())),
+            Stage("swept", uploads.sweep),
+            Stage("recovered", lambda: recovery.run(data.instance_id)),
+            Stage("reaped", lambda: reaper.sweep(at_once=True)),
+        )
         _show_uploads(metrics, uploads)
         retention = Retention(
             (data.events, data.artifacts), settings.events_kept_seconds, live.__contains__, WallHistory(clock)
         )
-        await stack.enter_async_context(_background(reaper.run(settings.reap_seconds)))
+        await stack.enter_async_context(_background(startup.then(lambda: reaper.run(settings.reap_seconds))))
         await stack.enter_async_context(_background(keep_checkpoints(live, ledger, clock, me.boot_id)))
-        await stack.enter_async_context(_background(retention.run(_RETENTION_SECONDS)))
+        await stack.enter_async_context(_background(startup.then(lambda: retention.run(_RETENTION_SECONDS))))
         await stack.enter_async_context(_background(clean_for_ever(publisher.clean, _CLEAN_SECONDS)))
         collected_every = min(_RETENTION_SECONDS, max(1.0, settings.uploads_kept_seconds / 2))
         await stack.enter_async_context(_background(clean_for_ever(uploads.collect, collected_every)))
         clean_layers = _layer_collector(catalog, layers)
         await stack.enter_async_context(_background(clean_for_ever(clean_layers, _CLEAN_SECONDS)))
-        await stack.enter_async_context(_background(auditor.run()))
+        await stack.enter_async_context(_background(startup.then(auditor.run)))
         host, port = split_address(settings.metrics)
         sinks = await stack.enter_async_context(
-            exporting(settings.sinks, database, clock, metrics.registry, owner=data.instance_id, steps=steps)
+            exporting(
+                settings.sinks,
+                database,
+                clock,
+                metrics.registry,
+                owner=data.instance_id,
+                steps=steps,
+                waits=None if startup.done else startup.wait,
+            )
         )
-        readiness, at = _readiness(engine, ledger, executor), MetricsSettings(host=host, port=port)
+        readiness, at = _readiness(engine, ledger, executor, startup), MetricsSettings(host=host, port=port)
         metrics_server = await stack.enter_async_context(MetricsServer(ledger, metrics, readiness, at, sinks.families))
         services = (
             ExecutionService(
@@ -207,10 +216,9 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
         )
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)
         port = await stack.enter_async_context(serving(server_settings, _authenticator(data), services, health))
-        await health.serving(True)
-        log.info(
-            "serving", driver=engine.driver.name, recovered=recovered, reaped=reaped, swept=swept, data=str(data.path)
-        )
+        await health.serving(startup.done)
+        await stack.enter_async_context(_background(_started(startup, executor, health)))
+        log.info("serving", driver=engine.driver.name, data=str(data.path), ready=startup.done)
         yield Running(
             address=f"{split_address(settings.listen)[0]}:{port}",
             metrics=f"{metrics_server.host}:{metrics_server.port}",
@@ -219,6 +227,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
             executor=executor,
             live=live,
             health=health,
+            waits_for=startup.waits_for,
         )
 
 
@@ -397,11 +406,21 @@ def _auditor(settings: Settings, ledger: Ledger) -> Auditor:
     return Auditor(ledger, often, HeadFile(Path(settings.head_file)) if settings.head_file else None)
 
 
-def _readiness(engine: Engine, ledger: Ledger, executor: Executor) -> Readiness:
+async def _started(startup: Startup, executor: Executor, health: Health) -> None:
+    """Goes on with the start until it is done, and lets everybody know."""
+    await startup.run()
+    log.info("started", **startup.results)
+    if not executor.draining:
+        await health.serving(True)
+
+
+def _readiness(engine: Engine, ledger: Ledger, executor: Executor, startup: Startup) -> Readiness:
     async def why_not() -> tuple[str, ...]:
         reasons = []
         if executor.draining:
             reasons.append("draining")
+        if not startup.done:
+            reasons.append(startup.waits_for)
         if not await ledger.probe():
             reasons.append("the ledger can't be written")
         reasons += [f"{problem.spoken}; new calls are refused" for problem in ledger.soundness.problems[:1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException
 
-from skillcell.core.errors import Fault, precondition
+from skillcell.core.errors import Fault, unavailable
 from skillcell.core.types import Isolation
 from skillcell.sandbox import images_bootstrap
 from skillcell.sandbox.driver import Check, Diagnosed, Driver
@@ -49,20 +50,41 @@ class Engine:
         return tuple(isolation for isolation in Isolation if self.driver.guarantees(isolation))
 
 
+class _EngineImages:
+    """Images of a Docker Engine that need not answer yet."""
+
+    def __init__(self, settings: Settings, store: ImageStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._connecting = threading.Lock()
+        self._client: docker.DockerClient | None = None
+        self._images: DockerImages | None = None
+
+    def ensure(self, reference: str) -> Image:
+        with self._connecting:
+            if self._images is None:
+                self._client = docker_client(self._settings)
+                self._images = DockerImages(self._client, self._store)
+        return self._images.ensure(reference)
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
 @asynccontextmanager
 async def engine_for(settings: Settings, instance_id: str, images: Path) -> AsyncIterator[Engine]:
-    """The engine that settings ask for, started. Raises Fault FAILED_PRECONDITION when there is none."""
+    """The engine that settings ask for: `oci` started, `docker` whether or not it answers yet. Raises Fault."""
     store = ImageStore(images)
     if chosen_driver(settings) is DriverChoice.DOCKER:
         driver = DockerDriver(docker_settings(settings, instance_id))
-        client = await asyncio.to_thread(docker_client, settings)
-        docker_images = DockerImages(client, store)
+        found = _EngineImages(settings, store)
         try:
-            yield Engine(driver, driver, docker_images.ensure)
+            yield Engine(driver, driver, found.ensure)
         finally:
             await driver.close()
             driver.retire()
-            await asyncio.to_thread(client.close)
+            await asyncio.to_thread(found.close)
         return
     oci = OciDriver(oci_settings(settings, instance_id))
     try:
@@ -92,7 +114,7 @@ def docker_client(settings: Settings) -> docker.DockerClient:
             client = docker.from_env(timeout=_PROBE_SECONDS)
         client.ping()
     except (DockerException, OSError) as error:
-        raise precondition(
+        raise unavailable(
             "DRIVER_UNAVAILABLE",
             "no Docker Engine answers; start one (systemctl start docker), set DOCKER_HOST, or use --driver oci",
         ) from error

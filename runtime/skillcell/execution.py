@@ -19,7 +19,7 @@ from skillcell.core import events, ids
 from skillcell.core.clock import Clock
 from skillcell.core.completion import to_completion
 from skillcell.core.content import StoredContent
-from skillcell.core.errors import Fault, unavailable
+from skillcell.core.errors import Fault, FaultKind, unavailable
 from skillcell.core.plan import Plan
 from skillcell.core.records import Admission
 from skillcell.core.steps import Step, Steps, pass_by
@@ -33,6 +33,7 @@ from skillcell.core.types import (
     StageTimes,
     UsageRecord,
 )
+from skillcell.doubts import Doubts
 from skillcell.live import Codec, Execution, LiveExecutions
 from skillcell.metering.ledger import Ledger
 from skillcell.sandbox.job import ArtifactSink, Job, RunReport, Stop
@@ -119,6 +120,7 @@ class Executor:
         self._clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._doubts = Doubts(stages.ledger)
 
     @property
     def draining(self) -> bool:
@@ -141,7 +143,7 @@ class Executor:
         """
         if request.request_id:
             known = await self._stages.ledger.find_request(principal.tenant, request.request_id, request.fingerprint)
-            if known is not None:
+            if known is not None and not await self._doubts.withdrawn(known):
                 return known
         if self._draining:
             raise unavailable("DRAINING", "this gateway is shutting down; another one can take the call")
@@ -179,6 +181,10 @@ class Executor:
         try:
             admitted = await self._stages.ledger.admit(admission)
             created = admitted.created
+        except Fault as fault:
+            if fault.kind is FaultKind.UNAVAILABLE:
+                self._doubts.begin(admission.execution_id)
+            raise
         finally:
             if uploads and not created:
                 await self._stages.uploads.release(admission.execution_id)

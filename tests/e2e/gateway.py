@@ -6,12 +6,14 @@ neither.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,8 +48,8 @@ class Gateway:
     metrics: str = ""
     process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Serves, and health says so, when this returns."""
+    def start(self, *, ready: bool = True) -> None:
+        """Serves, and health says so, when this returns; with `ready` false it waits for something, and says that."""
         assert self.process is None
         env = {
             "PATH": os.environ["PATH"],
@@ -70,7 +72,8 @@ class Gateway:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True
             )
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        expected = health_pb2.HealthCheckResponse
+        assert answer.status == (expected.SERVING if ready else expected.NOT_SERVING)
 
     def stop(self, within_seconds: float = 60) -> None:
         """SIGTERM; it ends well and leaves nothing."""
@@ -145,6 +148,22 @@ class Gateway:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+    def not_ready(self) -> list[str]:
+        """What /readyz has against it; empty when it is ready."""
+        try:
+            with urllib.request.urlopen(f"{self.metrics}/readyz", timeout=30) as answer:
+                said = json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                said = json.load(error)
+        assert said["ready"] == (not said["reasons"])
+        return list(said["reasons"])
+
+    async def until_ready(self, within_seconds: float = 60) -> None:
+        async with asyncio.timeout(within_seconds):
+            while await asyncio.to_thread(self.not_ready):
+                await asyncio.sleep(0.1)
 
     def resident_bytes(self) -> int:
         """Memory of the gateway process itself."""

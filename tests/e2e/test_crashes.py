@@ -142,3 +142,23 @@ async def test_a_gone_engine_is_unavailable_and_calls_work_again_when_it_is_back
         async with asyncio.timeout(60):  # the reaper takes what the engine's death left
             while gateway.containers():
                 await asyncio.sleep(0.2)
+        stream = client.execute("dev/lab", **spec(SPINNER))
+        seen = await until(stream, Stdout)
+        daemon.crash()
+        gateway.kill()
+        await stream.aclose()
+    await asyncio.to_thread(gateway.start, ready=False)
+    async with gateway.client() as client:  # it serves what needs no engine, and settles nothing that may still run
+        assert "Docker Engine does not answer" in (await asyncio.to_thread(gateway.not_ready))[0]
+        with pytest.raises(Unavailable) as raised:
+            await run(client, "print(4)")
+        assert raised.value.reason == "DRIVER_UNAVAILABLE"
+        assert (await client.get(seen[0].execution_id)).completed is None
+        await daemon.start()
+        await gateway.until_ready()
+        completed = (await client.get(seen[0].execution_id)).completed
+        assert completed is not None
+        assert (completed.outcome, completed.billable) == (Outcome.PLATFORM_ERROR, False)
+        assert completed.usage.cpu_total_ns > 0
+        assert (await run(client, "print(4)")).stdout == b"4\n"
+        assert (await client.usage.verify()).intact

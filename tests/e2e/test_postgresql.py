@@ -12,11 +12,13 @@ from e2e.gateway import Gateway
 from e2e.lab import run, spec, until
 from e2e.test_request_ids import settled
 from ledger_stores import PostgreSQL
-from skillcell.client import AlreadyExists, SkillcellError
-from skillcell.core.events import Stdout
+from pg_proxy import proxy
+from skillcell.client import AlreadyExists, SkillcellError, Unavailable
+from skillcell.core.events import Completed, Started, Stdout
 from skillcell.core.types import ExecutionState, FaultParty, Outcome
 
 SPINNER = "print('up', flush=True)\nwhile True: pass"
+ADMIT, WITHDRAW, SETTLE = b"INSERT INTO executions", b"DELETE FROM executions", b"INSERT INTO usage_records"
 PASSWORD = "s3cret-of-the-store"
 
 
@@ -77,3 +79,72 @@ async def test_two_gateways_share_one_store_and_keep_one_chain(cluster: PostgreS
         for client in (first, second):
             assert (await client.usage.verify()).intact
     assert calls(one) == calls(two) == 16
+
+
+async def test_a_commit_whose_answer_is_lost_bills_nothing_twice(cluster: PostgreSQL, fresh: Fresh) -> None:
+    async with proxy(cluster.new_url()) as between:
+        gateway = await asyncio.to_thread(fresh, database=between.url)
+        async with gateway.client() as client:
+            results = []
+            for cuts in ([ADMIT], [ADMIT, WITHDRAW]):
+                name, between.cuts = str(uuid.uuid4()), list(cuts)
+                with pytest.raises(Unavailable) as raised:
+                    await run(client, "print(1)", request_id=name)
+                assert raised.value.reason == "STORE_UNAVAILABLE"
+                results.append(await run(client, "print(1)", request_id=name))
+            for _ in range(2):
+                stream = client.execute("dev/lab", **spec("print(1)"))
+                await until(stream, Started)
+                between.cuts = [SETTLE]
+                results.append([event async for event in stream][-1].kind.usage)
+            assert (between.cuts, between.cut) == ([], 5)
+            assert len(gateway.logged("settle_waits")) == 2
+            assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
+            records = [record async for record in client.usage.stream()]
+            assert [record.execution_id for record in records] == [result.execution_id for result in results]
+            assert [item.id for item in (await client.list()).items] == [r.execution_id for r in reversed(records)]
+            assert (await client.usage.verify()).intact
+            assert await asyncio.to_thread(calls, gateway) == 4
+        await asyncio.to_thread(gateway.stop)
+
+
+async def test_a_server_that_goes_is_waited_for(cluster: PostgreSQL, fresh: Fresh) -> None:
+    gateway = await asyncio.to_thread(fresh, database=cluster.new_url())
+    async with gateway.client() as client:
+        stream = client.execute("dev/lab", **spec("print('up', flush=True); sys.stdin.read(); print('down')"))
+        seen = await until(stream, Stdout)
+        await asyncio.to_thread(cluster.stop)
+        try:
+            assert "the ledger can't be written" in await asyncio.to_thread(gateway.not_ready)
+            with pytest.raises(Unavailable) as raised:
+                await run(client, "print(1)")
+            assert raised.value.reason == "STORE_UNAVAILABLE"
+            async with asyncio.timeout(30):
+                while not gateway.logged("settle_waits"):
+                    await asyncio.sleep(0.05)
+        finally:
+            await asyncio.to_thread(cluster.start)
+        rest = [event async for event in stream]
+        assert isinstance(rest[-1].kind, Completed)
+        assert rest[-1].kind.outcome is Outcome.SUCCEEDED
+        await gateway.until_ready()
+        assert (await run(client, "print(2)")).ok
+        assert len([record async for record in client.usage.stream()]) == 2
+    await asyncio.to_thread(gateway.stop)
+    await asyncio.to_thread(cluster.stop)
+    try:
+        await asyncio.to_thread(gateway.start, ready=False)
+        async with gateway.client() as client:
+            with pytest.raises(Unavailable) as raised:
+                await run(client, "print(3)")
+            assert raised.value.reason == "STORE_UNAVAILABLE"
+            assert await asyncio.to_thread(gateway.not_ready)
+    finally:
+        await asyncio.to_thread(cluster.start)
+    await gateway.until_ready()
+    async with gateway.client() as client:
+        assert (await run(client, "print(3)")).ok
+        records = [record async for record in client.usage.stream()]
+        assert [record.sequence for record in records] == [1, 2, 3]
+        assert records[0].execution_id == seen[0].execution_id
+        assert (await client.usage.verify()).intact

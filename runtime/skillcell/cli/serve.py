@@ -72,7 +72,8 @@ def serve(
             f"metrics at http://{running.metrics}/metrics\n"
             f"data in {running.data.path}\n"
             f"development key {running.data.development_key}\n"
-            "try: skillcell publish DIR, then skillcell call PUBLISHER/NAME\n"
+            + (f"not ready: {running.waits_for}\n" if running.waits_for else "")
+            + "try: skillcell publish DIR, then skillcell call PUBLISHER/NAME\n"
         )
         sys.stdout.flush()
 

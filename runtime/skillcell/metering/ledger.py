@@ -107,6 +107,12 @@ class Ledger:
 
         return await self._database.write(work, partial(self._steps, Step.ADMIT_COMMITTED))
 
+    async def withdraw(self, execution_id: str) -> None:
+        """Takes an admission back that nobody was told of: an `admit` that failed may have been kept. Idempotent; no
+        effect on one that has run.
+        """
+        await self._database.write(partial(settling.withdraw, execution_id=execution_id))
+
     async def find_request(self, tenant: str, request_id: str, request_hash: bytes) -> str | None:
         """The execution that this request had before, None when it is new. ALREADY_EXISTS for another hash."""
         return await self._database.read(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, literal, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, literal, select, update
 
 from skillcell.core.errors import Fault, FaultKind
 from skillcell.core.records import Admission, StoredExecution
@@ -27,6 +27,10 @@ from skillcell.storage.tables import execution_labels, executions, ledger_head, 
 _ADMIT = insert(executions)
 _LABEL = insert(execution_labels)
 _RECORD = insert(usage_records)
+_WITHDRAW = delete(executions).where(
+    executions.c.id == bindparam("of_id"), executions.c.state == literal(ExecutionState.QUEUED.value)
+)
+_UNLABEL = delete(execution_labels).where(execution_labels.c.execution_id == bindparam("of_id"))
 _HEAD = select(ledger_head.c.sequence, ledger_head.c.hash)
 _NEWEST = select(func.max(usage_records.c.sequence)).scalar_subquery()
 _ENDS = select(ledger_head.c.sequence, ledger_head.c.hash, usage_records.c.sequence, usage_records.c.hash).select_from(
@@ -99,6 +103,12 @@ def admit(connection: Connection, admission: Admission) -> AdmitResult:
             ],
         )
     return AdmitResult(StoredExecution(admission, ExecutionState.QUEUED), created=True)
+
+
+def withdraw(connection: Connection, execution_id: str) -> None:
+    """Forgets an admission that came to nothing."""
+    if connection.execute(_WITHDRAW, {"of_id": execution_id}).rowcount:
+        connection.execute(_UNLABEL, {"of_id": execution_id})
 
 
 def find_request(connection: Connection, tenant: str, request_id: str, request_hash: bytes) -> str | None:

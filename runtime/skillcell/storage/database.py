@@ -51,30 +51,43 @@ class Database:
         self._writer = GroupCommit(engines.writer, settings.max_batch)
         self._readers = ThreadPoolExecutor(settings.readers, thread_name_prefix="skillcell-reader")
         self._slots = asyncio.Semaphore(settings.max_waiting)
+        self._prepared = False
+
+    @classmethod
+    def connect(cls, url: str, settings: DatabaseSettings | None = None) -> Self:
+        """A store that was not asked yet: until `prepare` has succeeded, all else is LEDGER_UNAVAILABLE."""
+        chosen = settings or DatabaseSettings()
+        return cls(make_engines(url, chosen.readers), chosen)
 
     @classmethod
     async def open(cls, url: str, settings: DatabaseSettings | None = None) -> Self:
-        """Opens and migrates `sqlite:///PATH` or `postgresql://…`.
+        """Opens and prepares `sqlite:///PATH` or `postgresql://…`. Raises what `prepare` does."""
+        database = cls.connect(url, settings)
+        try:
+            await database.prepare()
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    async def prepare(self) -> None:
+        """Brings the schema up to date; once it has, nothing more. Several processes may do it at once.
 
         LEDGER_UNAVAILABLE when it can't be reached or written, FAILED_PRECONDITION `STORE_NEWER` when a newer version
         of the program has migrated it.
         """
-        chosen = settings or DatabaseSettings()
-        engines = make_engines(url, chosen.readers)
+        if self._prepared:
+            return
         try:
-            await asyncio.to_thread(_translated, lambda: _migrate(engines.writer))
+            await asyncio.to_thread(_translated, lambda: _migrate(self._engines.writer))
         except ProgrammingError as error:
-            engines.dispose()
             raise refusal(error) from None  # its text may quote the URL
-        except BaseException:
-            engines.dispose()
-            raise
-        return cls(engines, chosen)
+        self._prepared = True
 
     @property
     def writable(self) -> bool:
         """Whether the last write was committed; `probe` finds out anew."""
-        return self._writer.healthy
+        return self._prepared and self._writer.healthy
 
     @property
     def commits(self) -> int:
@@ -83,6 +96,7 @@ class Database:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Runs `work` in one read-only transaction, so that all it sees is of one moment."""
+        self._require_prepared()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, _translated, lambda: self._read(work))
 
@@ -92,6 +106,7 @@ class Database:
         `committed` is called as soon as it is durable, on another thread. LEDGER_UNAVAILABLE when the store fails: then
         the write may or may not have been kept.
         """
+        self._require_prepared()
         await self._slots.acquire()
         try:
             future = self._writer.submit(work, asyncio.get_running_loop(), committed)
@@ -104,7 +119,8 @@ class Database:
 
     def defer(self, key: Hashable, work: Callable[[Connection], None], delay_seconds: float) -> None:
         """Writes some time after `delay_seconds`, without an answer; a crash may lose it. A key's latest work wins."""
-        self._writer.defer(key, work, delay_seconds)
+        if self._prepared:
+            self._writer.defer(key, work, delay_seconds)
 
     def withdraw(self, key: Hashable) -> None:
         """Forgets deferred work that has not begun."""
@@ -124,6 +140,10 @@ class Database:
         except Fault:
             return False
         return True
+
+    def _require_prepared(self) -> None:
+        if not self._prepared:
+            raise ledger_unavailable()
 
     async def close(self) -> None:
         """Writes what waits, then lets go of threads and connections."""
@@ -146,6 +166,8 @@ class Database:
 
 def _migrate(engine: Engine) -> None:
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a step over many rows takes its time
         migrate(connection)
 
 

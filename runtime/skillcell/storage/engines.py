@@ -112,6 +112,10 @@ def _postgresql(url: URL, readers: int) -> Engines:
     if given:  # the operator's come first, so that ours hold
         session = f"{given if isinstance(given, str) else ' '.join(given)} {session}"
     arguments: dict[str, Any] = {} if "connect_timeout" in url.query else {"connect_timeout": _BUSY_SECONDS}
+    # A server that vanished without a word is noticed within seconds, not within TCP's quarter of an hour.
+    for name, value in {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}.items():
+        arguments |= {name: value} if name not in url.query else {}
+    arguments |= {"tcp_user_timeout": 20_000} if "tcp_user_timeout" not in url.query else {}
     arguments |= {"application_name": "skillcell"} if "application_name" not in url.query else {}
     durable = arguments | {"options": f"{session} -c lock_timeout=10s -c synchronous_commit=on"}
     writer = _engine(url, 1, durable)

@@ -128,7 +128,10 @@ class GroupCommit:
                 results = [_within_savepoint(connection, cursor, work) for work in batch]
                 cursor.close()
         except Exception:  # noqa: BLE001 - logged; the thread must outlive any failure of the store
-            _log.exception("the store failed")
+            if self.healthy:
+                _log.exception("the store failed")
+            else:
+                _log.warning("the store still fails")
             self.healthy = False
             # A connection that saw a disk fail may hold half a state; the next transaction opens a new one.
             self._engine.dispose()

@@ -186,9 +186,10 @@ class Gateway:
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 groups = (entry / "cgroup").read_text()
+                ended = (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"  # only not yet waited for
             except OSError:
                 continue
-            if self.instance in groups or str(self.data) in line:
+            if not ended and (self.instance in groups or str(self.data) in line):
                 found[int(entry.name)] = line
         return found
 

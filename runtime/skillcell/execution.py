@@ -66,7 +66,7 @@ class LeaseSource(Protocol):
 
     async def check(self, plan: Plan) -> None: ...
 
-    def lease(self, plan: Plan, on_queued: OnQueued) -> AbstractAsyncContextManager[Lease]: ...
+    def lease(self, plan: Plan, on_queued: OnQueued, *, cold: bool) -> AbstractAsyncContextManager[Lease]: ...
 
 
 class UploadSource(Protocol):
@@ -256,8 +256,19 @@ class Executor:
             self._live.remove(execution)
 
     async def _lease_and_run(self, execution: Execution, stack: AsyncExitStack) -> Seen:
+        """Runs in a sandbox. One that died while it waited for a call is no call's misfortune: that gets a new one."""
+        attempt = await stack.enter_async_context(AsyncExitStack())
+        seen = await self._try(execution, attempt)
+        if seen.verdict is _DIED_WAITING:
+            log.warning("warm_sandbox_was_dead", execution_id=execution.id, why=seen.report.lost)
+            await attempt.aclose()
+            seen = await self._try(execution, attempt, cold=True)
+        return seen
+
+    async def _try(self, execution: Execution, stack: AsyncExitStack, *, cold: bool = False) -> Seen:
         """Waits for a sandbox no longer than the call is wanted, then runs in it."""
-        leasing = self._spawn(stack.enter_async_context(self._stages.leases.lease(execution.plan, _queued(execution))))
+        lease = self._stages.leases.lease(execution.plan, _queued(execution), cold=cold)
+        leasing = self._spawn(stack.enter_async_context(lease))
         unwanted = self._spawn(execution.canceled.wait())
         try:
             await asyncio.wait({leasing, unwanted}, return_when=asyncio.FIRST_COMPLETED)
@@ -295,6 +306,8 @@ class Executor:
         self._stages.ledger.mark_running(execution.id, lease.sandbox.sandbox_id, execution.now())
         execution.report = run.report
         report = await run.execute()
+        if lease.warm and report.lost and not report.started:
+            return Seen(report, _DIED_WAITING, lease)
         execution.run_is_over = True
         self._stages.steps(Step.RAN)
         if execution.live_input is not None:
@@ -338,6 +351,7 @@ class Executor:
 
 
 _NEVER_RAN = Verdict(Outcome.NEVER_RAN, FaultParty.PLATFORM, "the call never ran", retryable=True)
+_DIED_WAITING = Verdict(Outcome.NEVER_RAN, FaultParty.PLATFORM, "the sandbox died before the call", retryable=True)
 
 
 def _lost(execution: Execution, message: str) -> Seen:

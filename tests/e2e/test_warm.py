@@ -34,6 +34,7 @@ async def test_what_comes_again_is_warm_and_each_call_has_a_sandbox_of_its_own(f
             await filled(gateway, 1)
             results.append(await run(client, f"import os; print(os.listdir('/workspace'), {number})"))
         await _check(client, results)
+        await filled(gateway, 1)
         for pid in [pid for pid in gateway.processes() if ".skillcell" in gateway.processes().get(pid, "")]:
             os.kill(pid, signal.SIGKILL)  # whatever waits is dead now
         assert (await run(client, "print(3)")).stdout == b"3\n"

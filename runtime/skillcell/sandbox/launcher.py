@@ -36,6 +36,7 @@ from skillcell.sandbox.uids import IdPair, IdRange
 
 _CREATE_SECONDS = 30.0
 _KILL_SECONDS = 20.0
+_REAP_SECONDS = 5.0
 _TICK_SECONDS = 0.001
 _LOG_BYTES = 2048
 
@@ -82,6 +83,15 @@ class _Exits:
             if pid in self.awaited:
                 self.awaited.discard(pid)
                 self.statuses[pid] = os.waitstatus_to_exitcode(status)
+
+    def reap_all(self, until: float) -> None:
+        """The dead that come to us, until there is none: nobody else may ever look after them."""
+        while time.monotonic() < until:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(_TICK_SECONDS)
+            except ChildProcessError:
+                return
 
 
 class Launcher:
@@ -328,6 +338,7 @@ class Launcher:
         for kept in self._kept.values():
             if kept not in left:
                 self._ids.release(kept.sandbox_id, kept.pair)
+        self._exits.reap_all(time.monotonic() + _REAP_SECONDS)
 
 
 def _as_fault(fault: Fault) -> dict[str, Any]:

@@ -77,13 +77,16 @@ class Leases:
         await self._driver.ready()
 
     @asynccontextmanager
-    async def lease(self, plan: Plan, on_queued: OnQueued) -> AsyncIterator[Lease]:
-        """A ready sandbox; destroyed on every way out. Raises Fault when none can be had."""
+    async def lease(self, plan: Plan, on_queued: OnQueued, *, cold: bool = False) -> AsyncIterator[Lease]:
+        """A ready sandbox; destroyed on every way out. Raises Fault when none can be had.
+
+        `cold`: one made now, not one that waited.
+        """
         began = self._clock.monotonic_ns()
         async with self._gate.held(plan.limits, on_queued):
             queued = self._clock.monotonic_ns()
             spec, image = await self._furnishing.spec(plan)
-            ready = await self._pool.take(spec)
+            ready = None if cold else await self._pool.take(spec)
             warm = ready is not None
             names = [ready.sandbox.sandbox_id] if ready is not None else []
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from skillcell.cli import billing_export, billing_plans, billing_sinks, options
+from skillcell.cli import billing_export, billing_preview, billing_sinks, options
 from skillcell.cli.connection import connection, run
 from skillcell.cli.present import printable
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from skillcell.client import SkillcellClient
 
 app = typer.Typer(help="What tenants owe, what publishers earn, and by which plans.", no_args_is_help=True)
-app.add_typer(billing_plans.app, name="plan")
+app.add_typer(billing_preview.app, name="plan")
 app.add_typer(billing_sinks.app, name="sink")
 app.command()(billing_export.export)
 Month = Annotated[str, typer.Option("--period", metavar="MONTH", help="As 2026-11, in UTC; default: this month.")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from skillcell.client import PlanVersion, SkillcellClient
     from skillcell.core.rate_plans import RateComponent, RatePlan
 
-app = typer.Typer(help="Rate plans: make, list, show.", no_args_is_help=True)
+app = typer.Typer(help="Rate plans: try, make, list, show.", no_args_is_help=True)
 _PAGE = 100
 
 
@@ -31,7 +31,7 @@ def create(
     api_key: options.ApiKey = None,
 ) -> None:
     """Make a version of a plan: what its tenants' new calls are rated by. Versions never change."""
-    plan = _read(file)
+    plan = plan_of_file(file)
 
     async def work(client: SkillcellClient) -> None:
         from skillcell.cli.present import print_json
@@ -46,7 +46,7 @@ def create(
     run(connection(server, api_key), work, as_json=as_json)
 
 
-def _read(file: str) -> RatePlan:
+def plan_of_file(file: str) -> RatePlan:
     """The plan of a file; what is wrong with it is told line by line, each with its place in the document."""
     from skillcell.core.errors import Fault
     from skillcell.metering.rating.plan_document import read_plan

@@ -8,8 +8,9 @@ from sqlalchemy import func, select
 
 from ledger_stores import NOON, admission, settlement
 from skillcell.core.records import Admission, Checkpoint
-from skillcell.core.types import Counters, Measurement
+from skillcell.core.types import Counters, Limits, Measurement
 from skillcell.metering.ledger import Ledger
+from skillcell.metering.reservations import Reserved
 from skillcell.storage.database import Database
 from skillcell.storage.tables_running import running
 
@@ -87,3 +88,17 @@ async def test_a_settlement_that_is_undone_keeps_it(ledger: Ledger, database: Da
     except ZeroDivisionError:
         pass
     assert list(await ledger.checkpoints("gateway-1")) == [given.execution_id]
+
+
+async def test_what_is_reserved_is_what_unsettled_calls_were_granted(ledger: Ledger) -> None:
+    small, large = Limits(memory_bytes=1 << 20, milli_cpus=100, cpu_ns=7), Limits(memory_bytes=1 << 30, milli_cpus=900)
+    ours, more, others = admission(limits=small), admission(limits=large), admission(tenant="other", limits=large)
+    for given in (ours, more, others):
+        await ledger.admit(given)
+    assert await ledger.reserved("acme") == Reserved(2, (1 << 20) + (1 << 30), 1000, 7 + large.cpu_ns)
+    assert (await ledger.snapshot()).open == Reserved(3, (1 << 20) + (2 << 30), 1900, 7 + 2 * large.cpu_ns)
+    await ledger.settle(settlement(more))
+    assert await ledger.reserved("acme") == Reserved(1, 1 << 20, 100, 7)
+    await ledger.settle(settlement(ours))
+    assert await ledger.reserved("acme") == Reserved()
+    assert (await ledger.snapshot()).open.calls == 1

@@ -14,14 +14,14 @@ from datetime import datetime
 from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, select
 
 from skillcell.core.corrections import Correction
 from skillcell.core.errors import invalid, not_found
 from skillcell.core.records import Admission, Checkpoint, StoredExecution
 from skillcell.core.steps import Step, Steps, pass_by
 from skillcell.core.types import Principal, UsageRecord
-from skillcell.metering import checkpoints, corrections, listing, rows, settling, totals
+from skillcell.metering import checkpoints, corrections, listing, reservations, rows, settling, totals
 from skillcell.metering.defects import Defect, Problem, ledger_broken
 from skillcell.metering.records import (
     AdmitResult,
@@ -34,10 +34,11 @@ from skillcell.metering.records import (
     UsageFilter,
     UsageGroup,
 )
+from skillcell.metering.reservations import Reserved
 from skillcell.metering.soundness import Soundness
 from skillcell.metering.verification import Span, Verification, Walk, against_witness
 from skillcell.storage.database import Database
-from skillcell.storage.tables import execution_labels, executions, unsettled
+from skillcell.storage.tables import execution_labels, executions
 
 _SEES_ALL = frozenset({"biller", "operator"})
 _RUNNING_DELAY_SECONDS = 0.25
@@ -170,22 +171,26 @@ class Ledger:
         """What was admitted and has not ended, oldest first; of one gateway, or of all."""
         return await self._database.read(partial(listing.unsettled, instance_id=instance_id))
 
+    async def reserved(self, tenant: str) -> Reserved:
+        """What a tenant's calls keep reserved until they are settled."""
+        found = await self._database.read(partial(reservations.reserved, tenant=tenant))
+        return found.get(tenant, Reserved())
+
     async def snapshot(self) -> LedgerSnapshot:
         """What Prometheus shows, all of one moment. It holds every call whose settlement has returned.
 
         DATA_LOSS `LEDGER_BROKEN` where somebody left in the totals what is no number.
         """
         before = self._snapshot
-        open_executions = select(func.count()).select_from(executions).where(unsettled)
 
         def look(connection: Connection) -> LedgerSnapshot:
-            unsettled = connection.execute(open_executions).scalar_one()
+            held = reservations.total(reservations.reserved(connection).values())
             head = settling.head(connection)
             # Totals change with the head alone, so an idle ledger costs a scrape two small queries.
             if before is not None and before.head == head:
-                return replace(before, unsettled=unsettled)
+                return replace(before, open=held)
             used, corrected = (totals.series(connection, kind) for kind in totals.Kind)
-            return LedgerSnapshot(head, unsettled, used, corrected)
+            return LedgerSnapshot(head, held, used, corrected)
 
         try:
             self._snapshot = await self._database.read(look)

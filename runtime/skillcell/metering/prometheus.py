@@ -77,7 +77,13 @@ def ledger_families(snapshot: LedgerSnapshot | None, state: LedgerState) -> Iter
             "skillcell_ledger_last_sequence", "Sequence of the last usage record.", value=snapshot.head.sequence
         )
         yield GaugeMetricFamily(
-            "skillcell_ledger_unsettled_executions", "Executions admitted and not ended.", value=snapshot.unsettled
+            "skillcell_ledger_unsettled_executions", "Executions admitted and not ended.", value=snapshot.open.calls
+        )
+        yield GaugeMetricFamily(
+            "skillcell_reserved_memory_bytes", "Memory limits of those together.", value=snapshot.open.memory_bytes
+        )
+        yield GaugeMetricFamily(
+            "skillcell_reserved_milli_cpus", "CPU rate limits of those together.", value=snapshot.open.milli_cpus
         )
     yield GaugeMetricFamily(
         "skillcell_ledger_writable", "1 while the ledger keeps what is written.", value=int(state.writable)

@@ -9,6 +9,7 @@ from enum import Enum
 
 from skillcell.core.records import StoredExecution
 from skillcell.core.types import ExecutionState, Outcome, UsageRecord
+from skillcell.metering.reservations import Reserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ class LedgerSnapshot:
     """The ledger at one moment: its series together add up to exactly the records up to `head`."""
 
     head: Head
-    unsettled: int
+    open: Reserved
+    """Of calls that were admitted and have not ended."""
     series: tuple[Series, ...]
     """Of the records of calls: these never fall."""
     corrections: tuple[Series, ...] = ()

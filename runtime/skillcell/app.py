@@ -46,6 +46,7 @@ from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
 from skillcell.metering.auditing import Auditor, AuditSettings
 from skillcell.metering.billing.assignments import Assignments
+from skillcell.metering.billing.charges import ChargeExport
 from skillcell.metering.billing.plans import RatePlanStore
 from skillcell.metering.billing.statements import Billing
 from skillcell.metering.heads import HeadFile
@@ -211,7 +212,7 @@ async def gateway(settings: Settings) -> AsyncIterator[Running]:
                 steps=steps,
             ),
             RegistryService(catalog, changes, publisher, packages, settings.publish_bytes),
-            UsageService(ledger, Charges(billing, tenants)),  # type: ignore[abstract]
+            UsageService(ledger, Charges(billing, tenants, ChargeExport(database, settings.rate_plan))),  # type: ignore[abstract]
             AdminService(tenants, plans, assignments, billing, ledger, sinks=SinkDesk(sinks), clock=clock),  # type: ignore[abstract]
         )
         server_settings = ServerSettings(settings.listen, settings.max_message_bytes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from e2e.conftest import publish_lab
@@ -171,6 +174,25 @@ async def test_a_statement_is_what_rating_makes_of_the_streamed_records(bank: Ga
     assert earned.total == same.total
     assert [line.publisher_share + line.platform_fee for line in earned.lines] == [found.total]
     assert "dev/lab" in (await command(bank, "billing", "payout", "--publisher", "dev")).stdout
+
+
+async def test_a_focus_dataset_sums_to_the_statement_in_csv_and_parquet(bank: Gateway, client: SkillcellClient) -> None:
+    await run(client, "print(1)")
+    month = str(Period.of(datetime.now(UTC)))
+    export = ("billing", "export", "--format", "focus", "--period", month)
+    text = (await command(bank, *export, "--provider", "Acme Cloud")).stdout
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    total = (await client.billing.statement(month)).total
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == total
+    assert {(row["ProviderName"], row["BillingAccountId"]) for row in rows} == {("Acme Cloud", "dev")}
+    done = await command(bank, *export, "--tenant", "dev", "--out", "charges.parquet")
+    assert done.stderr == f"{len(rows)} charges in charges.parquet\n"
+    table = pyarrow.parquet.read_table(bank.data.parent / "charges.parquet")
+    assert sum(table.column("BilledCost").to_pylist()) == total
+    assert table.num_rows == len(rows)
+    wrong = await command(bank, "billing", "export", "--format", "focus", code=2)
+    assert "takes a month" in wrong.stderr
+    assert not [path for path in bank.data.parent.iterdir() if path.suffix == ".part"]
 
 
 async def test_a_correction_takes_back_and_shows_in_statement_and_reconciliation(

@@ -279,6 +279,7 @@ def test_streams_run_in_the_direction_of_the_design(rpcs: list[Rpc]) -> None:
     from_client = {r.name for r in rpcs if r.client_streaming}
     assert from_server == {
         "Execute", "ExecuteInteractive", "WatchExecution", "GetArtifact", "DownloadSkill", "StreamUsageRecords",
+        "StreamCharges",
     }  # fmt: skip
     assert from_client == {"ExecuteInteractive", "UploadInput", "PublishSkill", "ValidateSkill"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from skillcell.admission.tenants import TenantStore
@@ -9,9 +10,11 @@ from skillcell.api.scope import RATES_ALL, publisher_in_question, tenant_in_ques
 from skillcell.core.errors import Fault, invalid
 from skillcell.core.periods import Period
 from skillcell.core.types import Principal
+from skillcell.metering.billing.charges import ChargeExport
 from skillcell.metering.billing.statements import Billing
+from skillcell.metering.rating.focus import FocusSource
 from skillcell.v1 import usage_pb2 as pb
-from skillcell.wire.billing import payout_to_proto, statement_to_proto
+from skillcell.wire.billing import charge_to_proto, payout_to_proto, statement_to_proto
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Charges:
 
     billing: Billing
     tenants: TenantStore
+    export: ChargeExport
 
     async def statement(self, principal: Principal, request: pb.GetStatementRequest) -> pb.GetStatementResponse:
         tenant = tenant_in_question(principal, request.tenant, RATES_ALL)
@@ -28,6 +32,21 @@ class Charges:
         answer.open, answer.as_of_sequence = made.open, made.as_of_sequence
         answer.currencies.extend(made.currencies)
         return answer
+
+    async def rows(
+        self, principal: Principal, request: pb.StreamChargesRequest
+    ) -> AsyncIterator[pb.StreamChargesResponse]:
+        """A tenant's rows at a time, so that memory holds no more."""
+        period = period_of(request.period)
+        source = FocusSource(request.provider or "Skillcell", request.region_id, request.region_name)
+        if not request.tenant and principal.roles & RATES_ALL:
+            tenants = await self.export.tenants(period)
+        else:
+            tenants = (tenant_in_question(principal, request.tenant, RATES_ALL),)
+        for tenant in tenants:
+            found = await self.export.charges(tenant, period, source)
+            for row in found.rows:
+                yield charge_to_proto(row, open_=found.open)
 
     async def payout(self, principal: Principal, request: pb.GetPayoutRequest) -> pb.GetPayoutResponse:
         publisher = publisher_in_question(principal, request.publisher, await self._publishers(principal))

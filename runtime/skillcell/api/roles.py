@@ -26,6 +26,7 @@ _BY_METHOD = {
     "UsageService/GetUsageSummary": ("caller", "publisher", "biller", "operator"),
     "UsageService/GetQuota": ("caller", "operator"),
     "UsageService/VerifyLedger": ("biller",),
+    "UsageService/StreamCharges": ("caller", "biller"),
     "UsageService/GetStatement": ("caller", "biller"),
     "UsageService/GetPayout": ("caller", "publisher", "biller"),
     "AdminService/ListRatePlans": ("biller", "operator"),

@@ -88,6 +88,12 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
     async def GetStatement(self, request: pb.GetStatementRequest, context: Context) -> pb.GetStatementResponse:
         return await self._charges.statement(caller(), request)
 
+    async def StreamCharges(
+        self, request: pb.StreamChargesRequest, context: Context
+    ) -> AsyncIterator[pb.StreamChargesResponse]:
+        async for row in self._charges.rows(caller(), request):
+            yield row
+
     async def GetPayout(self, request: pb.GetPayoutRequest, context: Context) -> pb.GetPayoutResponse:
         return await self._charges.payout(caller(), request)
 

@@ -1,10 +1,11 @@
-"""`skillcell billing export`: usage records and charges as files."""
+"""`skillcell billing export`: usage records as they are, and a month's charges as a FOCUS dataset."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, aclosing
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -24,12 +25,18 @@ class Format(Enum):
     JSONL = "jsonl"
     PARQUET = "parquet"
     CLOUDEVENTS = "cloudevents"
+    FOCUS = "focus"
 
 
 def export(
     *,
     form: Annotated[
-        Format, typer.Option("--format", help="jsonl: a record a line; cloudevents: an event a line, as sinks get it.")
+        Format,
+        typer.Option(
+            "--format",
+            help="jsonl: a record a line; cloudevents: an event a line, as sinks get it; focus: a month's "
+            "charges (CSV, or Parquet by the name of --out).",
+        ),
     ] = Format.JSONL,
     period: Annotated[
         str, typer.Option("--period", metavar="MONTH", help="What ended in 2026-11, in UTC; default: all.")
@@ -41,6 +48,9 @@ def export(
         str, typer.Option("--tenant", metavar="ID", help="Of one tenant; default: all you may see.")
     ] = "",
     out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="Where to; - is stdout.")] = "-",
+    provider: Annotated[
+        str, typer.Option("--provider", metavar="NAME", help="ProviderName of FOCUS: who runs the gateway.")
+    ] = "",
     source: Annotated[
         str, typer.Option("--source", metavar="URI", help="`source` of CloudEvents; default: the ledger's own.")
     ] = "",
@@ -51,6 +61,10 @@ def export(
     if form is Format.PARQUET and out == "-":
         raise typer.BadParameter("--out: Parquet needs a file")
     since, until = _month(period)
+    if form is Format.FOCUS:
+        if not period or after_sequence:
+            raise typer.BadParameter("--format focus takes a month, --period 2026-11, and no --after-sequence")
+        run(connection(server, api_key), partial(_charges, out=out, period=period, tenant=tenant, provider=provider))
 
     async def work(client: SkillcellClient) -> None:
         with ExitStack() as stack:
@@ -69,6 +83,19 @@ def export(
     run(connection(server, api_key), work)
 
 
+async def _charges(client: SkillcellClient, *, out: str, period: str, tenant: str, provider: str) -> None:
+    from skillcell.cli.export_charges import write_charges
+    from skillcell.core.errors import Fault
+
+    rows = client.billing.charges(period, tenant=tenant, provider=provider)
+    try:
+        with ExitStack() as stack:
+            count = await write_charges(rows, _open(out, stack), parquet=out.endswith(".parquet"))
+    except Fault as fault:
+        fail(fault.message)
+    typer.echo(f"{count} charges{'' if out == '-' else f' in {out}'}", err=True)
+
+
 def _open(out: str, stack: ExitStack) -> IO[bytes]:
     from skillcell.cli.export_files import whole_file
 
@@ -84,7 +111,7 @@ async def _writer(form: Format, file: IO[bytes], client: SkillcellClient, source
             return JsonLines(file)
         case Format.CLOUDEVENTS:
             return CloudEvents(file, Envelope(source or await client.sinks.source()))
-        case Format.PARQUET:
+        case _:
             try:
                 return Parquet(file)
             except ImportError:

@@ -1082,6 +1082,90 @@ class LedgerDefect(_message.Message):
 Global___LedgerDefect: _TypeAlias = LedgerDefect  # noqa: Y015
 
 @_typing.final
+class StreamChargesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    REGION_NAME_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Empty: every tenant for billers, else the caller's own."""
+    period: _builtins.str
+    """`2026-11`, in UTC."""
+    provider: _builtins.str
+    """ProviderName: who runs the gateway; empty: `Skillcell`."""
+    region_id: _builtins.str
+    """RegionId; empty: null."""
+    region_name: _builtins.str
+    """RegionName; needed where there is a RegionId."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        period: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        region_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "provider", b"provider", "region_id", b"region_id", "region_name", b"region_name", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamChargesRequest: _TypeAlias = StreamChargesRequest  # noqa: Y015
+
+@_typing.final
+class StreamChargesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    open: _builtins.bool
+    """Whether the period is open, so that the row can still change."""
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By the names of FOCUS 1.2, own ones begin with `x_`; a column that is null is left out. Decimals as decimal text,
+        times as RFC 3339.
+        """
+
+    def __init__(
+        self,
+        *,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "open", b"open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamChargesResponse: _TypeAlias = StreamChargesResponse  # noqa: Y015
+
+@_typing.final
 class GetStatementRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

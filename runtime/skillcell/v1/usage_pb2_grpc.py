@@ -66,6 +66,11 @@ class UsageServiceStub:
                 request_serializer=skillcell_dot_v1_dot_usage__pb2.GetStatementRequest.SerializeToString,
                 response_deserializer=skillcell_dot_v1_dot_usage__pb2.GetStatementResponse.FromString,
                 _registered_method=True)
+        self.StreamCharges = channel.unary_stream(
+                '/skillcell.v1.UsageService/StreamCharges',
+                request_serializer=skillcell_dot_v1_dot_usage__pb2.StreamChargesRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_usage__pb2.StreamChargesResponse.FromString,
+                _registered_method=True)
         self.GetPayout = channel.unary_unary(
                 '/skillcell.v1.UsageService/GetPayout',
                 request_serializer=skillcell_dot_v1_dot_usage__pb2.GetPayoutRequest.SerializeToString,
@@ -163,6 +168,19 @@ class UsageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamCharges(self, request, context):
+        """The charges of one billing period as a FOCUS 1.2 dataset, one message for each row, tenant by tenant. The rows of a
+        tenant sum to its statement, exactly.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPayout(self, request, context):
         """A publisher's share of the charges of one billing period.
 
@@ -208,6 +226,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.GetStatement,
                     request_deserializer=skillcell_dot_v1_dot_usage__pb2.GetStatementRequest.FromString,
                     response_serializer=skillcell_dot_v1_dot_usage__pb2.GetStatementResponse.SerializeToString,
+            ),
+            'StreamCharges': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamCharges,
+                    request_deserializer=skillcell_dot_v1_dot_usage__pb2.StreamChargesRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_usage__pb2.StreamChargesResponse.SerializeToString,
             ),
             'GetPayout': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPayout,
@@ -379,6 +402,33 @@ class UsageService:
             '/skillcell.v1.UsageService/GetStatement',
             skillcell_dot_v1_dot_usage__pb2.GetStatementRequest.SerializeToString,
             skillcell_dot_v1_dot_usage__pb2.GetStatementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamCharges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/skillcell.v1.UsageService/StreamCharges',
+            skillcell_dot_v1_dot_usage__pb2.StreamChargesRequest.SerializeToString,
+            skillcell_dot_v1_dot_usage__pb2.StreamChargesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,6 +96,15 @@ class UsageServiceStub:
     - NOT_FOUND / TENANT_NOT_FOUND: no such tenant; create it first or mend the id.
     - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
     """
+    StreamCharges: _grpc.UnaryStreamMultiCallable[_usage_pb2.StreamChargesRequest, _usage_pb2.StreamChargesResponse]
+    """The charges of one billing period as a FOCUS 1.2 dataset, one message for each row, tenant by tenant. The rows of a
+    tenant sum to its statement, exactly.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
+    """
     GetPayout: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetPayoutRequest, _usage_pb2.GetPayoutResponse]
     """A publisher's share of the charges of one billing period.
 
@@ -173,6 +182,15 @@ class UsageServiceAsyncStub(UsageServiceStub):
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
     - NOT_FOUND / TENANT_NOT_FOUND: no such tenant; create it first or mend the id.
     - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
+    """
+    StreamCharges: _aio.UnaryStreamMultiCallable[_usage_pb2.StreamChargesRequest, _usage_pb2.StreamChargesResponse]  # type: ignore[assignment]
+    """The charges of one billing period as a FOCUS 1.2 dataset, one message for each row, tenant by tenant. The rows of a
+    tenant sum to its statement, exactly.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
     """
     GetPayout: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetPayoutRequest, _usage_pb2.GetPayoutResponse]  # type: ignore[assignment]
     """A publisher's share of the charges of one billing period.
@@ -284,6 +302,21 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
         - NOT_FOUND / TENANT_NOT_FOUND: no such tenant; create it first or mend the id.
         - NOT_FOUND / RATE_PLAN_NOT_FOUND: no such rate plan, or none applies; create it or assign one.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamCharges(
+        self,
+        request: _usage_pb2.StreamChargesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_usage_pb2.StreamChargesResponse], _abc.AsyncIterator[_usage_pb2.StreamChargesResponse]]:
+        """The charges of one billing period as a FOCUS 1.2 dataset, one message for each row, tenant by tenant. The rows of a
+        tenant sum to its statement, exactly.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller where another tenant is named; use other credentials.
         """
 
     @_abc_1.abstractmethod

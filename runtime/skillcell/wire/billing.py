@@ -5,6 +5,8 @@ Costs lose nothing on the way. Statements and payouts are made by the server alo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -259,3 +261,17 @@ def _unless_zero(value: Decimal) -> str:
 def _money(amount: Decimal) -> str:
     """With the zeros of its minor units."""
     return format(amount, "f")
+
+
+def charge_to_proto(row: Mapping[str, object], *, open_: bool) -> usage_pb2.StreamChargesResponse:
+    """A FOCUS row; what is null is left out."""
+    columns = {name: _charge_text(value) for name, value in row.items() if value is not None}
+    return usage_pb2.StreamChargesResponse(columns=columns, open=open_)
+
+
+def _charge_text(value: object) -> str:
+    if isinstance(value, Decimal):
+        return decimal_text(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return str(value)

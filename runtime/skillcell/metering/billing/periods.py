@@ -76,6 +76,13 @@ def plan_at_close(connection: Connection, period: Period, tenant: str) -> str:
     return str(connection.execute(query).scalar_one_or_none() or "")
 
 
+def plans_at_close(connection: Connection, period: Period) -> dict[str, str]:
+    """The same of every tenant that had one."""
+    columns = period_plans.c
+    query = select(columns.tenant, columns.plan_version).where(columns.period == str(period))
+    return {str(tenant): str(version) for tenant, version in connection.execute(query)}
+
+
 def _earliest_open_usage(connection: Connection, closed: tuple[ClosedPeriod, ...]) -> Period | None:
     """The first period that has usage and is not closed."""
     ends = _COLUMNS.ended_at

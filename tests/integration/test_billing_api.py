@@ -22,6 +22,7 @@ from skillcell.api.admin_service import AdminService
 from skillcell.api.auth import ApiKeys, hash_key
 from skillcell.api.billing import Charges
 from skillcell.api.server import Health, ServerSettings, serving
+from skillcell.api.sinks import SinkDesk
 from skillcell.api.usage_service import UsageService
 from skillcell.client import (
     Aborted,
@@ -40,6 +41,8 @@ from skillcell.core.types import Principal, UsageRecord
 from skillcell.metering.billing.assignments import Assignments
 from skillcell.metering.billing.plans import RatePlanStore
 from skillcell.metering.billing.statements import Billing
+from skillcell.metering.export.sinks import Sinks
+from skillcell.metering.export.store import SinkStore
 from skillcell.metering.ledger import Ledger
 from skillcell.storage.database import Database
 from skillcell.v1 import admin_pb2, admin_pb2_grpc, policy_pb2
@@ -102,10 +105,11 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
         database = await stack.enter_async_context(await Database.open(f"sqlite:///{tmp_path}/ledger.db"))
         clock, ledger, tenants = Calendar(), Ledger(database), TenantStore(database)
         assignments, billing = Assignments(database, "", clock), Billing(database)
+        sinks = SinkDesk(Sinks(SinkStore(database), (), clock, "/skillcell/ledgers/test"))
         services = (
             UsageService(ledger, Charges(billing, tenants)),  # type: ignore[abstract]
             AdminService(  # type: ignore[abstract]
-                tenants, RatePlanStore(database), assignments, billing, ledger, clock=clock
+                tenants, RatePlanStore(database), assignments, billing, ledger, sinks=sinks, clock=clock
             ),
         )
         keys = ApiKeys({hash_key(f"sk_{role}"): principal for role, principal in KEYS.items()})

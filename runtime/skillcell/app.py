@@ -84,6 +84,7 @@ from skillcell.storage.spool import Spool
 from skillcell.storage.upload_rows import Room
 from skillcell.storage.upload_rules import UploadSettings
 from skillcell.storage.uploads import UploadStore
+from skillcell.stores import check_store
 from skillcell.watching import Watching
 from skillcell.wire.events import EventEncoder, Pinned, start_of
 
@@ -252,7 +253,7 @@ async def serve(settings: Settings, announce: Callable[[Running], None]) -> None
 async def doctor(settings: Settings) -> Sequence[Check]:
     """Each thing that this machine needs, and the exact fix where it lacks; never raises."""
     data = make_data(settings.data)
-    return await check_engine(settings, data.images)
+    return (*await check_store(settings, data), *await check_engine(settings, data.images))
 
 
 def prepare(settings: Settings, aliases: Sequence[str], say: Callable[[str], None]) -> None:

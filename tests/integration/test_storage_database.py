@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from skillcell.core.errors import Fault, FaultKind
 from skillcell.metering.ledger import Ledger
 from skillcell.storage import schema
 from skillcell.storage.database import Database, DatabaseSettings
+from skillcell.storage.diagnosis import look
+from skillcell.storage.migrate import newest_revision
 from skillcell.storage.tables_registry import skill_versions
+from skillcell.stores import checks_of
 
 
 def differences(connection: Connection) -> list[object]:
@@ -233,3 +237,40 @@ async def test_two_gateways_on_one_server_share_one_chain(cluster: PostgreSQL) -
         assert sum(result.created for result in results) == 1
         found = await ledgers[0].verify()
     assert (found.whole, found.records) == (True, 80)
+
+
+async def test_doctor_tells_what_a_database_lacks(cluster: PostgreSQL) -> None:
+    url = cluster.new_url()
+    fresh = look(url)
+    assert (fresh.revision, fresh.may_create, fresh.replica) == ("", True, False)
+    assert [check.ok for check in checks_of(fresh)] == [True, True, True]
+    async with await Database.open(url):
+        assert look(url).revision == newest_revision()
+    for spoilt, which in (
+        (replace(fresh, version_number=110000), "database"),
+        (replace(fresh, may_create=False), "database schema"),
+        (replace(fresh, revision="9999"), "database schema"),
+        (replace(fresh, replica=True), "database schema"),
+        (replace(fresh, ahead_seconds=-60.0), "database clock"),
+    ):
+        assert [(check.name, bool(check.fix)) for check in checks_of(spoilt) if not check.ok] == [(which, True)]
+    with pytest.raises(Fault) as caught:
+        look("postgresql://postgres@/x?host=/nonexistent")
+    assert caught.value.reason == "LEDGER_UNAVAILABLE"
+
+
+async def test_gateways_that_start_at_once_migrate_one_after_the_other(cluster: PostgreSQL) -> None:
+    url = cluster.new_url()
+    opened = await asyncio.gather(*(Database.open(url) for _ in range(4)))
+    try:
+        ledgers = [Ledger(database) for database in opened]
+        given = [admission() for _ in ledgers]
+        await asyncio.gather(*(ledger.admit(one) for ledger, one in zip(ledgers, given, strict=True)))
+        records = await asyncio.gather(
+            *(ledger.settle(settlement(one)) for ledger, one in zip(ledgers, given, strict=True))
+        )
+        assert sorted(record.sequence for record in records) == [1, 2, 3, 4]
+        assert (await ledgers[0].verify()).whole
+    finally:
+        for database in opened:
+            await database.close()

@@ -83,9 +83,11 @@ def serve(
         fail(fault.message)
 
 
-def doctor(*, driver: DriverOption = None, data: Data = None, as_json: options.Json = False) -> None:
+def doctor(
+    *, driver: DriverOption = None, data: Data = None, database: Database = None, as_json: options.Json = False
+) -> None:
     """Check everything that this machine needs, and say the exact fix for what it lacks."""
-    settings = _settings(driver=driver, data=data)
+    settings = _settings(driver=driver, data=data, database=database)
 
     from skillcell import app
     from skillcell.cli.present import print_json, printable

@@ -26,6 +26,19 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
+def revisions() -> frozenset[str]:
+    """All that this program knows."""
+    return frozenset(script.revision for script in _directory().walk_revisions())
+
+
+def newest_revision() -> str:
+    return _directory().get_current_head() or ""
+
+
+def _directory() -> ScriptDirectory:
+    return ScriptDirectory(str(_SCRIPTS))
+
+
 def migrate(connection: Connection) -> None:
     """Upgrades to the newest revision; does nothing when already there. FAILED_PRECONDITION `STORE_NEWER`."""
     config = alembic_config(connection)

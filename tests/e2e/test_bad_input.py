@@ -135,7 +135,7 @@ async def test_a_bad_call_is_refused_by_its_field_and_leaves_nothing(oci_client:
 
 async def test_an_oversized_message_is_refused_and_the_connection_goes_on(oci_client: SkillcellClient) -> None:
     with pytest.raises(ResourceExhausted):
-        await oci_client.call("dev/lab", entrypoint="run", stdin=bytes(40 << 20))
+        await oci_client.call("dev/lab", entrypoint="run", args=["x" * (40 << 20)])
     assert (await oci_client.call("dev/lab", entrypoint="run", args=["pass"])).ok
 
 

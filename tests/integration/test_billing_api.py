@@ -39,13 +39,14 @@ from skillcell.core.rate_plans import RateComponent, RateMeter, RatePlan, RateTi
 from skillcell.core.tenants import Tenant
 from skillcell.core.types import Principal, UsageRecord
 from skillcell.metering.billing.assignments import Assignments
+from skillcell.metering.billing.charges import ChargeExport
 from skillcell.metering.billing.plans import RatePlanStore
 from skillcell.metering.billing.statements import Billing
 from skillcell.metering.export.sinks import Sinks
 from skillcell.metering.export.store import SinkStore
 from skillcell.metering.ledger import Ledger
 from skillcell.storage.database import Database
-from skillcell.v1 import admin_pb2, admin_pb2_grpc, policy_pb2
+from skillcell.v1 import admin_pb2, admin_pb2_grpc, policy_pb2, usage_pb2
 
 KEYS = {
     "caller": Principal("acme", roles=frozenset({"caller"})),
@@ -107,7 +108,7 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
         assignments, billing = Assignments(database, "", clock), Billing(database)
         sinks = SinkDesk(Sinks(SinkStore(database), (), clock, "/skillcell/ledgers/test"))
         services = (
-            UsageService(ledger, Charges(billing, tenants)),  # type: ignore[abstract]
+            UsageService(ledger, Charges(billing, tenants, ChargeExport(database))),  # type: ignore[abstract]
             AdminService(  # type: ignore[abstract]
                 tenants, RatePlanStore(database), assignments, billing, ledger, sinks=sinks, clock=clock
             ),
@@ -294,14 +295,24 @@ async def test_a_closed_month_stays_and_late_usage_is_billed_in_the_open_one(rat
     assert (closed.last_sequence, closed.closed_at) == (1, rated.clock.at)
     told = await rated.caller.billing.statement("2026-03"), await rated.publisher.billing.payout("2026-03")
     assert not told[0].open
+    sent = await statement_bytes(rated)
     late = await rated.call(ended_at=march)
     made = await rated.biller.admin.correct(first.event_id, UsageDelta(calls=-1), reason="failed after all")
     rated.clock.at += timedelta(days=1)
     assert await rated.biller.admin.close_period("2026-03") == closed
     assert (await rated.caller.billing.statement("2026-03"), await rated.publisher.billing.payout("2026-03")) == told
+    assert await statement_bytes(rated) == sent
     april = await rated.caller.billing.statement("2026-04")
     assert (april.open, april.as_of_sequence) == (True, made.sequence)
     assert (late.sequence, april.total) == (2, Decimal("0.00"))
+
+
+async def statement_bytes(office: Office) -> bytes:
+    """As they are on the wire."""
+    async with grpc.aio.insecure_channel(office.address) as channel:
+        ask = channel.unary_unary("/skillcell.v1.UsageService/GetStatement")
+        request = usage_pb2.GetStatementRequest(period="2026-03").SerializeToString()
+        return bytes(await ask(request, metadata=(("authorization", "Bearer sk_caller"),)))
 
 
 async def test_a_correction_is_made_once_and_bounded(rated: Office) -> None:

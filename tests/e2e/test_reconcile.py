@@ -12,20 +12,20 @@ from e2e.gateway import Gateway
 from e2e.lab import run
 from e2e.usage_command import usage
 from skillcell.client import SkillcellClient
+from skillcell.metering.export.events import Envelope, event_of
 from skillcell.v1 import usage_pb2, usage_pb2_grpc
 
 
 async def events(gateway: Gateway) -> list[dict[str, Any]]:
-    """What a sink would hold of each record."""
+    """What exports send of each record."""
     made = []
     async with gateway.channel() as channel:
         stub = usage_pb2_grpc.UsageServiceStub(channel)
         stream = stub.StreamUsageRecords(usage_pb2.StreamUsageRecordsRequest(), metadata=gateway.credentials)
         async for answer in stream:
             record = answer.record
-            data = json.loads(record.canonical_bytes)
-            data |= {"hash": record.hash.hex(), "previous_hash": record.previous_hash.hex()}
-            made.append({"specversion": "1.0", "id": record.event_id, "source": "s", "type": "t", "data": data})
+            event = event_of(record.canonical_bytes, record.previous_hash, record.hash, Envelope("a-ledger"))
+            made.append(json.loads(event.body))
     return made
 
 

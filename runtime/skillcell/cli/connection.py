@@ -135,6 +135,7 @@ _HINTS = {
     "RATE_PLAN_NOT_FOUND": "`skillcell billing plan list` lists what there is, `skillcell billing assign` gives one",
     "USAGE_RECORD_NOT_FOUND": "`skillcell usage list --json` lists records with their event_id",
     "ETAG_MISMATCH": "someone else changed it meanwhile: look at it, then try again",
+    "LEDGER_BROKEN": "`skillcell usage verify` shows an operator what is wrong, deploy/RUNBOOK.md what to do about it",
     "VERSION_EXISTS": "versions never change: publish with another --version",
 }
 

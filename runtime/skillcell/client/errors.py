@@ -127,7 +127,8 @@ class Unavailable(SkillcellError):
 
 
 class DataLoss(SkillcellError):
-    """What arrived is not what was sent."""
+    """What arrived is not what was sent; or, with reason LEDGER_BROKEN, the gateway's usage ledger was changed, and no
+    new call is accepted until its operator has restored it."""
 
     code = "DATA_LOSS"
 

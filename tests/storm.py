@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import json
 import random
 import signal
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +24,14 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+import invariants
 from e2e.conftest import publish_lab
 from e2e.gateway import Gateway, new_gateway, serving
 from ledger_stores import postgresql
-from skillcell.core.steps import Step
+from sink import Sink, sink
+from skillcell.core.steps import ExportStep, Step
 from skillcell.core.types import Outcome
+from skillcell.metering.records import Sums
 from skillcell.v1 import event_pb2, execution_pb2, execution_pb2_grpc
 
 NONCE = "import os; nonce = os.urandom(8).hex()\n"
@@ -76,27 +80,30 @@ class Account:
     recovered: int = 0
     lost: int = 0
     doubled: int = 0
+    delivered: int = 0
+    """Events that the sink got, those that came again too."""
     violations: list[str] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
         yield f"kills {self.kills.total()}: " + ", ".join(f"{name} {n}" for name, n in sorted(self.kills.items()))
         yield f"requests {self.requests}, sent {self.sent} times (retries {self.sent - self.requests})"
         yield f"executions {self.executions}, records {self.records}, recovered {self.recovered}"
+        yield f"sink: {self.delivered} events, {self.delivered - self.records} of them again"
         yield f"lost {self.lost}, doubled {self.doubled}, violations {len(self.violations)}"
         yield from self.violations
 
 
 class Storm:
-    """`kill` as often as wanted while `calling`, then `account`."""
+    """`run` it once."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, meter: Sink) -> None:
         self._gateway = gateway
+        self._meter = meter
         self._up = asyncio.Event()
         self._stopping = False
         self.calls: list[Call] = []
         self.kills: collections.Counter[str] = collections.Counter()
-        self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
-        self._fallen: list[str] = []
+        self._scrapes: list[invariants.Samples] = []
 
     async def run(self, places: Sequence[str]) -> Account:
         """Kills at each place: a step's label, or `random`. The gateway must be serving, and serves at the end."""
@@ -176,16 +183,12 @@ class Storm:
                 call.saw(answer.event)
 
     def _scrape(self) -> None:
-        """No counter may be below what an earlier scrape, of this process or one before it, has shown."""
+        """Kept, over all processes: no counter may be below what an earlier one has shown."""
         try:
             samples = self._gateway.samples()
         except OSError:  # it died first
             return
-        for key, value in samples.items():
-            if key[0].startswith("skillcell_") and key[0].endswith("_total"):
-                if value < self._counters.get(key, 0.0):
-                    self._fallen.append(f"{key} fell from {self._counters[key]} to {value}")
-                self._counters[key] = value
+        self._scrapes.append(samples)
 
     async def _account(self) -> Account:
         account = Account(kills=self.kills, requests=len(self.calls), sent=sum(call.sent for call in self.calls))
@@ -204,33 +207,47 @@ class Storm:
         admitted = {execution.id for execution in executions} | {
             execution_id for call in self.calls for execution_id in call.execution_ids
         }
+        await self._exported(len(records))
+        self._scrape()
         account.executions, account.records = len(admitted), len(records)
         account.recovered = sum(record.outcome in (Outcome.PLATFORM_ERROR, Outcome.NEVER_RAN) for record in records)
         account.lost = len(admitted - found.keys())
         account.doubled = sum(count - 1 for count in found.values())
-        say = account.violations.append
-        if not verified.intact:
-            say(f"the ledger is not whole: {verified.defects}")
-        if account.lost or account.doubled:
-            say(f"lost {sorted(admitted - found.keys())}, doubled {[i for i, n in found.items() if n > 1]}")
-        open_calls = [execution.id for execution in executions if execution.completed is None]
-        if open_calls:
-            say(f"not settled: {open_calls}")
+        account.delivered = len(self._meter.bodies)
+        answered = [
+            Sums(
+                group.totals.calls,
+                group.totals.billed_ms,
+                group.totals.cpu_total_ns,
+                group.totals.memory_limit_byte_ns,
+                group.totals.egress_in_bytes + group.totals.egress_out_bytes,
+                group.totals.output_bytes,
+            )
+            for group in summary
+        ]
+        account.violations += [
+            *([] if verified.intact else [f"the ledger is not whole: {verified.defects}"]),
+            *invariants.one_record_each(admitted, records),
+            *invariants.answered_sums_agree(records, answered, "the summary"),
+            *invariants.scrape_agrees(records, self._scrapes[-1]),
+            *invariants.counters_never_fall(self._scrapes),
+            *invariants.counters_name_no_process(self._scrapes[-1]),
+            *invariants.chain_is_whole(records),
+            *invariants.sink_agrees(records, self._meter.bodies),
+            *(f"{execution.id} is not settled" for execution in executions if execution.completed is None),
+        ]
         for call in self.calls:
-            self._check(call, say)
-        self._scrape()
-        account.violations += self._fallen
-        totals = summary[0].totals
-        if (totals.calls, totals.billed_ms) != (len(records), sum(record.billed_ms for record in records)):
-            say(f"the summary counts {totals.calls} calls, {totals.billed_ms} ms; the records say otherwise")
-        scraped = sum(value for key, value in self._counters.items() if key[0] == "skillcell_calls_total")
-        if scraped != len(records):
-            say(f"the scrape counts {scraped} calls, the ledger {len(records)}")
+            self._check(call, account.violations.append)
         return account
 
-    def _check(self, call: Call, say: object) -> None:
+    async def _exported(self, count: int) -> None:
+        """The sink has as many different events, or never will: then the account says so."""
+        patience = time.monotonic() + _REACHED_SECONDS
+        while len(set(self._meter.bodies)) < count and time.monotonic() < patience:
+            await asyncio.sleep(0.05)
+
+    def _check(self, call: Call, say: Callable[[str], None]) -> None:
         name = f"{call.request_id} ({call.kind})"
-        assert callable(say)
         if len(call.execution_ids) != 1:
             say(f"{name} became {len(call.execution_ids)} executions")
         if call.altered:
@@ -246,23 +263,28 @@ class Storm:
 
 
 @contextmanager
-def storm_gateway(home: Path, store: str) -> Iterator[Gateway]:
-    """A gateway with the lab Skill over `sqlite` or `postgresql`."""
+def storm_gateway(home: Path, store: str) -> Iterator[tuple[Gateway, Sink]]:
+    """A gateway with the lab Skill over `sqlite` or `postgresql`, and the sink that it delivers to."""
     with ExitStack() as stack:
-        settings = {}
+        (home / "sink").mkdir()
+        meter = stack.enter_context(sink(home / "sink"))
+        settings = {"sinks": json.dumps([{"name": "meter", "url": meter.url, "poll_seconds": 0.05}])}
         if store == "postgresql":
             settings["database"] = stack.enter_context(postgresql()).new_url()
         with serving(new_gateway(home, "oci", **settings)) as gateway:
             publish_lab(gateway, home)
-            yield gateway
+            yield gateway, meter
+
+
+STEPS = (*(step.value for step in Step), *(step.value for step in ExportStep))
+"""Every place with a name."""
 
 
 def places_of(kills: int) -> list[str]:
     """So many places to kill at: each step in turn, and one at a random time after each three."""
-    steps = [step.value for step in Step]
     places: list[str] = []
     while len(places) < kills:
-        for number, step in enumerate(steps):
+        for number, step in enumerate(STEPS):
             places += [step] if number % 3 else ["random", step]
     return places[:kills]
 
@@ -279,10 +301,10 @@ def main(arguments: Sequence[str]) -> int:
     for store in chosen.store or ["sqlite", "postgresql"]:
         with (
             tempfile.TemporaryDirectory(prefix="skillcell-storm-") as home,
-            storm_gateway(Path(home), store) as gateway,
+            storm_gateway(Path(home), store) as (gateway, meter),
         ):
             began = time.monotonic()
-            account = asyncio.run(Storm(gateway).run(places_of(chosen.kills)))
+            account = asyncio.run(Storm(gateway, meter).run(places_of(chosen.kills)))
             print(f"== {store}, seed {chosen.seed}, {time.monotonic() - began:.0f} s")
             print("\n".join(account.lines()), flush=True)
             wrong += len(account.violations)

@@ -21,6 +21,7 @@ from types import MappingProxyType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from skillcell.client.types import UsageTotals
 from skillcell.core.rate_plans import RateMeter, RatePlan, TierMode
 from skillcell.core.statements import Statement
 from skillcell.core.types import SECOND_NS, Measurement, UsageRecord
@@ -88,10 +89,22 @@ def sums_of(records: Iterable[UsageRecord]) -> Sums:
 
 def answered_sums_agree(records: Iterable[UsageRecord], answered: Iterable[Sums], where: str) -> list[str]:
     """`answered`: groups that together hold all records, as of GetUsageSummary."""
-    told = Sums()
+    summed = Sums()
     for group in answered:
-        told = _plus(told, group)
-    return _differences(sums_of(records), told, where)
+        summed = _plus(summed, group)
+    return _differences(sums_of(records), summed, where)
+
+
+def told(totals: UsageTotals) -> Sums:
+    """What GetUsageSummary answered to a client, in the ledger's form."""
+    return Sums(
+        totals.calls,
+        totals.billed_ms,
+        totals.cpu_total_ns,
+        totals.memory_limit_byte_ns,
+        totals.egress_in_bytes + totals.egress_out_bytes,
+        totals.output_bytes,
+    )
 
 
 def scrape_agrees(records: Iterable[UsageRecord], samples: Samples) -> list[str]:

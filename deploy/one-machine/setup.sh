@@ -32,6 +32,7 @@ wanted=(crun:crun mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyri
 [ "$mode" = test ] && wanted+=(
     runc:runc runsc:runsc dockerd:docker.io containerd:containerd promtool:prometheus node:nodejs npm:npm
     unshare:util-linux strace:strace git:git openssl:openssl /usr/share/postgresql-common:postgresql
+    faketime:faketime mkfs.ext4:e2fsprogs
 )
 missing=()
 for pair in "${wanted[@]}"; do

@@ -35,6 +35,7 @@ from skillcell.metering import prometheus, settling, totals
 from skillcell.metering.billing import periods
 from skillcell.metering.billing.plans import RatePlanStore
 from skillcell.metering.billing.statements import Billing
+from skillcell.metering.canonical import canonical
 from skillcell.metering.ledger import Ledger, LedgerSettings
 from skillcell.metering.prometheus import Exposition, LedgerState
 from skillcell.metering.rating import payouts
@@ -290,6 +291,24 @@ async def test_rows_that_were_touched_are_found(how: str, world: World) -> None:
     await world.database.write(lambda connection: connection.execute(text(TAMPERED[how])).close())
     assert inv.chain_is_whole(await world.records(), world.published) != []
     assert not (await world.ledger.verify()).whole
+
+
+def events_of(records: tuple[UsageRecord, ...]) -> list[bytes]:
+    """What a sink that asks for nothing more gets, each twice."""
+    data = [json.loads(canonical(record)) for record in records]
+    return 2 * [json.dumps({"id": one["event_id"], "data": one}).encode() for one in data]
+
+
+async def test_a_sink_that_got_less_other_or_twice_otherwise_is_found(world: World) -> None:
+    await lived(world)
+    records = await world.records()
+    events = events_of(records)
+    assert inv.sink_agrees(records, events) == []
+    assert "never came" in inv.sink_agrees(records, events[1:9])[0]
+    assert "other bytes" in inv.sink_agrees(records, [*events, events[0] + b" "])[0]
+    assert "of no record" in inv.sink_agrees(records[1:], events)[0]
+    dearer = [event.replace(b'"billed_ms": ', b'"billed_ms": 1') for event in events]
+    assert "billed_ms" in inv.sink_agrees(records, dearer)[0]
 
 
 BROKEN_CHILD = """

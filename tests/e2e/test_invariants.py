@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
 import invariants as inv
 from e2e.faults import SteppedTime, broken, fill, gateway_of, small_disk
 from e2e.gateway import Gateway
 from e2e.lab import run, spec, until
-from skillcell.client import SkillcellClient, Unavailable
+from skillcell.client import SkillcellClient
 from skillcell.core import events
 from skillcell.core.events import Stdout
 from skillcell.core.types import MEBIBYTE, UsageRecord
+from skillcell.v1 import execution_pb2, execution_pb2_grpc
 
 BURN = """
 import os, time
@@ -77,31 +80,41 @@ async def test_time_is_the_stopwatchs(oci_client: SkillcellClient) -> None:
     assert await watched(oci_client, lambda: None) == []
 
 
-async def marked(client: SkillcellClient, calls: int) -> tuple[list[tuple[str, str]], list[str]]:
-    """Calls that each print a mark of their own: those seen, with the execution; and those that were refused."""
+async def marked(gateway: Gateway, calls: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Calls that each print a mark of their own: those seen, with the execution; and those that were refused.
+
+    None is followed to its end, of which a broken gateway may never tell, since it can't settle.
+    """
     ran, turned_away = [], []
     for _ in range(calls):
         mark = uuid.uuid4().hex
-        try:
-            # A broken gateway may never tell of the end, since it can't settle: the mark is what counts.
-            async with aclosing(client.execute("dev/lab", **spec(f"print('{mark}', flush=True)"))) as stream:
-                seen = await until(stream, Stdout)
-                ran.append((mark, seen[-1].execution_id))
-        except Unavailable:
-            turned_away.append(mark)
+        message = execution_pb2.ExecuteRequest()
+        message.spec.skill, message.spec.entrypoint = "dev/lab", "run"
+        message.spec.args.append(f"print('{mark}', flush=True)")
+        async with gateway.channel() as channel:
+            call = execution_pb2_grpc.ExecutionServiceStub(channel).Execute(message, metadata=gateway.credentials)
+            try:
+                async for answer in call:
+                    if answer.event.stdout.data.decode().strip() == mark:
+                        ran.append((mark, answer.event.execution_id))
+                        break
+                call.cancel()
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - only some are refused
+                turned_away.append(mark)
     return ran, turned_away
 
 
 async def unmetered(gateway: Gateway, disk: Path, patience_seconds: float) -> tuple[list[str], list[str]]:
     """What ran and is not recorded, although it was waited for; and the marks that ran while the disk was full."""
     async with gateway.client() as client:
-        before, _ = await marked(client, 1)
+        before, _ = await marked(gateway, 1)
         filler = fill(disk)
-        ran, turned_away = await marked(client, 2)
+        ran, turned_away = await marked(gateway, 2)
         filler.unlink()
         async with asyncio.timeout(30):
             while True:
-                after, still = await marked(client, 1)
+                after, still = await marked(gateway, 1)
                 if not still:
                     break
         over = time.monotonic() + patience_seconds
@@ -158,8 +171,16 @@ async def test_a_gateway_that_runs_what_its_ledger_refused_is_found(tmp_path: Pa
 
 BILLS_BY_THE_WALL_CLOCK = """
 import time
-from skillcell.core.clock import SystemClock
-SystemClock.monotonic_ns = lambda self: time.time_ns()
+from skillcell.sandbox.supervisor import Run
+made = Run.__init__
+
+class WallClock:
+    monotonic_ns = staticmethod(time.time_ns)
+
+def make(self, *args, **options):
+    made(self, *args, **{**options, "clock": WallClock()})
+
+Run.__init__ = make
 """
 ENDS_BY_THE_WALL_CLOCK = """
 from skillcell.live import Execution

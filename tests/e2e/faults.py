@@ -8,6 +8,7 @@ after the gateway that lies on it has stopped.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -53,33 +54,36 @@ def fill(disk: Path) -> Path:
 
 class LoopDisk:
     """An ext4 file system in a file. `break_it` makes it read-only as the kernel does on a failing disk: with files
-    open. It can be written again only after it was unmounted."""
+    open. What can be saved of it goes to another one."""
 
-    def __init__(self, home: Path) -> None:
-        self._image, self.path = home / "disk.img", home / "disk"
-        self.path.mkdir()
-        self._image.write_bytes(b"")
-        os.truncate(self._image, 16 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", self._image], check=True, env=_ADMIN)
-
-    def mount(self, mode: str) -> None:
-        mounted = subprocess.run(
-            ["mount", "-o", f"loop,errors=remount-ro,{mode}", self._image, self.path], capture_output=True, check=False
+    def __init__(self, image: Path, path: Path) -> None:
+        self._image, self.path = image, path
+        found = subprocess.run(
+            ["losetup", "--find", "--show", image], capture_output=True, text=True, check=False, env=_ADMIN
         )
-        if mounted.returncode:
-            pytest.skip(f"a loop device is needed: {mounted.stderr.decode()}")
+        if found.returncode:
+            pytest.skip(f"a loop device is needed: {found.stderr}")
+        self._device = found.stdout.strip()
 
-    def unmount(self) -> None:
-        subprocess.run(["umount", self.path], check=True)
-
-    def check(self) -> None:
-        """What an operator does before such a disk is used again."""
-        subprocess.run(["e2fsck", "-p", "-f", self._image], capture_output=True, check=False, env=_ADMIN)
+    def mount(self, options: str) -> None:
+        _admin("mount", "-t", "ext4", "-o", f"errors=remount-ro,{options}", self._device, str(self.path))
 
     def break_it(self) -> None:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        device = next(line for line in lines if f" {self.path} " in line).rpartition(" - ")[2].split()[1]
-        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("a fault that a test made")
+        Path(f"/sys/fs/ext4/{Path(self._device).name}/trigger_fs_error").write_text("a fault that a test made")
+
+    def saved(self) -> LoopDisk:
+        """A checked copy for the same place, not mounted yet. The broken one may stay in use by whoever still has it:
+        launchers of gateways keep the mounts that they found at their start."""
+        self.close()
+        copy = self._image.with_suffix(".copy")
+        shutil.copyfile(self._image, copy)
+        subprocess.run(["e2fsck", "-y", "-f", copy], capture_output=True, check=False, env=_ADMIN)
+        return LoopDisk(copy, self.path)
+
+    def close(self) -> None:
+        """Idempotent; the device goes when its last user has gone."""
+        subprocess.run(["umount", "--lazy", self.path], check=False, capture_output=True)
+        subprocess.run(["losetup", "--detach", self._device], check=False, capture_output=True, env=_ADMIN)
 
 
 @contextmanager
@@ -87,12 +91,22 @@ def loop_disk(home: Path) -> Iterator[LoopDisk]:
     """Mounted for writing."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
-    disk = LoopDisk(home)
-    disk.mount("rw")
+    image, path = home / "disk.img", home / "disk"
+    path.mkdir()
+    image.touch()
+    os.truncate(image, 16 << 20)
+    _admin("mkfs.ext4", "-q", "-F", str(image))
+    disk = LoopDisk(image, path)
     try:
+        disk.mount("rw")
         yield disk
     finally:
-        subprocess.run(["umount", "--lazy", disk.path], check=False)
+        disk.close()
+
+
+def _admin(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_ADMIN)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,6 +164,7 @@ async def test_a_ledger_that_turns_read_only_refuses_calls_and_is_whole_when_it_
 ) -> None:
     with (
         loop_disk(tmp_path) as disk,
+        ExitStack() as stack,
         gateway_of(tmp_path, {"skillcell.db": disk.path / "skillcell.db"}) as gateway,
     ):
         async with gateway.client() as client:
@@ -177,14 +178,12 @@ async def test_a_ledger_that_turns_read_only_refuses_calls_and_is_whole_when_it_
                 await true_soon(lambda: gateway.logged("settle_waits"))
                 assert len(await everything(client)) == 1
                 gateway.kill()
-        disk.unmount()
-        disk.check()
-        disk.mount("ro")
+        saved = stack.enter_context(closing(disk.saved()))
+        saved.mount("ro")
         with pytest.raises(AssertionError, match=r"the ledger can't be (read|written)"):
             await asyncio.to_thread(gateway.start)
         assert gateway.wait(10) != 0
-        disk.unmount()
-        disk.mount("rw")
+        saved.mount("remount,rw")
         await asyncio.to_thread(gateway.start)
         async with gateway.client() as client:
             records = await all_is_well(client, gateway)

@@ -121,6 +121,10 @@ BILLING = {
     "ListRatePlans": ("biller", "operator"),
     "CloseBillingPeriod": ("biller",),
     "RecordCorrection": ("biller",),
+    "ListSinks": ("biller", "operator"),
+    "ResumeSink": ("biller", "operator"),
+    "ListDeadLetters": ("biller", "operator"),
+    "RedriveDeadLetters": ("biller", "operator"),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from ledger_stores import NOON, admission, settlement
+from received import received
 from sink import Sink, sink
 from skillcell.core.errors import Fault
 from skillcell.core.sinks import HoldCause, ResumeChoice, SinkState, SinkStatus
@@ -21,7 +22,6 @@ from skillcell.core.types import UsageRecord
 from skillcell.metering.export.answers import Verdict
 from skillcell.metering.export.exporter import Delivery, Exporter
 from skillcell.metering.export.http_sink import HttpSink
-from skillcell.metering.export.received import received
 from skillcell.metering.export.settings import SinkSettings
 from skillcell.metering.export.sinks import Sinks
 from skillcell.metering.export.store import SinkStore

@@ -16,10 +16,10 @@ import pytest
 from e2e.conftest import Fresh
 from e2e.gateway import SKILLCELL, Gateway
 from e2e.lab import run
+from received import received
 from sink import Sink, sink
 from skillcell.client import FailedPrecondition, NotFound, SkillcellError
 from skillcell.core.sinks import HoldCause, ResumeChoice, SinkState
-from skillcell.metering.export.received import received
 
 KEY = "Bearer s3cret-of-the-sink"
 

@@ -15,12 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ledger_stores import BILLER
+from received import received
 from sink import Sink, sink
 from skillcell.core.clock import SystemClock
 from skillcell.core.steps import ExportStep
 from skillcell.core.types import UsageRecord
 from skillcell.exporting import exporting
-from skillcell.metering.export.received import received
 from skillcell.metering.ledger import Ledger
 from skillcell.metering.totals import sums_of
 from skillcell.storage.database import Database

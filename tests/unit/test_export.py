@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger_stores import admission, ending
+from received import DifferentDuplicate, received
 from skillcell.core.errors import Fault
 from skillcell.core.types import StageTimes
 from skillcell.metering.canonical import FIELDS, GENESIS, canonical, chain_hash
 from skillcell.metering.export import events
 from skillcell.metering.export.answers import Answer, BackOff, Verdict, forgotten, retry_after
 from skillcell.metering.export.events import BATCH_TYPE, STRUCTURED_TYPE, Envelope, batch, event_of
-from skillcell.metering.export.received import DifferentDuplicate, received
 from skillcell.metering.export.settings import SinkSettings, read_sinks
 from skillcell.metering.usage import usage_record
 

@@ -255,6 +255,20 @@ async def test_a_minimum_is_due_though_nothing_was_called_from_the_month_a_tenan
         assert (caught.value.kind, caught.value.reason) == (FaultKind.NOT_FOUND, reason)
 
 
+async def test_the_default_plan_rates_who_has_none_and_a_closed_month_keeps_it(
+    database: Database, plans: RatePlanStore, tenants: TenantStore
+) -> None:
+    await plans.create(PLAN, LONG_AGO)
+    await tenants.create(Tenant("acme"), LONG_AGO)
+    unset, default = Billing(database), Billing(database, "standard")
+    with pytest.raises(Fault) as caught:
+        await unset.statement("acme", MARCH)
+    assert caught.value.reason == "RATE_PLAN_NOT_FOUND"
+    await default.close(BILLER, MARCH, IN_APRIL)
+    for billing in (default, unset):
+        assert (await billing.statement("acme", MARCH)).statement.total == Decimal("0.10")
+
+
 async def test_plans_of_two_currencies_in_one_month_are_two_statements(
     ledger: Ledger, billing: Billing, plans: RatePlanStore
 ) -> None:

@@ -10,6 +10,7 @@ from contextlib import aclosing
 
 import pytest
 
+import invariants as inv
 from docker_daemon import Daemon, own_daemon
 from e2e.conftest import Fresh
 from e2e.lab import gone, run, spec, until
@@ -162,3 +163,5 @@ async def test_a_gone_engine_is_unavailable_and_calls_work_again_when_it_is_back
         assert completed.usage.cpu_total_ns > 0
         assert (await run(client, "print(4)")).stdout == b"4\n"
         assert (await client.usage.verify()).intact
+        records = [record async for record in client.usage.stream()]
+        assert inv.one_record_each({item.id for item in (await client.list()).items}, records) == []

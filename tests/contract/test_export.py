@@ -424,3 +424,22 @@ async def test_an_unknown_dead_letter_is_not_found_and_none_is_redriven(scene: S
         await sinks.redrive("meter", [1, 2])
     assert (caught.value.reason, caught.value.resource) == ("DEAD_LETTER_NOT_FOUND", ("dead_letter", "meter/2"))
     assert [letter.redrive for letter in await sinks.dead_letters("meter", 0, 10)] == [False]
+
+
+async def test_a_discarded_dead_letter_is_forgotten_and_its_record_stays(scene: Scene) -> None:
+    await scene.settle(3)
+    scene.sink.tell(refuse=[1, 2])
+    exporter = await scene.exporter()
+    await drained(exporter)
+    sinks = await scene.sinks()
+    with pytest.raises(Fault) as caught:
+        await sinks.discard("meter", [1, 3])
+    assert caught.value.reason == "DEAD_LETTER_NOT_FOUND"
+    assert len(await sinks.dead_letters("meter", 0, 10)) == 2
+    await sinks.discard("meter", [1])
+    assert [letter.sequence for letter in await sinks.dead_letters("meter", 0, 10)] == [2]
+    scene.sink.tell()
+    await sinks.redrive("meter", [])
+    await drained(exporter)
+    assert scene.sink.sequences == [3, 2]
+    assert (await scene.ledger.head()).sequence == 3

@@ -167,5 +167,6 @@ async def test_the_command_line_exports_files_and_steers_sinks(fresh: Fresh, met
     assert meter.bodies[2] == events[1]
     assert b"running" in (await ask("sink", "list")).stdout
     assert b"/skillcell/ledgers/" in (await ask("sink", "show", "meter")).stdout
+    assert b"was not found" in (await ask("sink", "discard", "meter", "2", code=1)).stderr
     assert b"is not held" in (await ask("sink", "resume", "meter", code=1)).stderr
     assert b"Parquet needs a file" in (await ask("export", "--format", "parquet", code=2)).stderr

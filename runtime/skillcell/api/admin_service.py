@@ -128,6 +128,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         _acted("RedriveDeadLetters", f"sink/{request.name}")
         return answer
 
+    async def DiscardDeadLetters(
+        self, request: pb.DiscardDeadLettersRequest, context: Context
+    ) -> pb.DiscardDeadLettersResponse:
+        await self._sinks.discard(request)
+        records = ",".join(str(sequence) for sequence in request.sequences)
+        _acted("DiscardDeadLetters", f"sink/{request.name}", records=records)
+        return pb.DiscardDeadLettersResponse()
+
 
 def _checked(message: policy_pb2.RatePlan) -> RatePlan:
     """The plan of a request. INVALID_ARGUMENT with the path of everything that is wrong, below `plan`."""

@@ -35,6 +35,7 @@ _BY_METHOD = {
     "AdminService/ListSinks": ("biller", "operator"),
     "AdminService/ResumeSink": ("biller", "operator"),
     "AdminService/ListDeadLetters": ("biller", "operator"),
+    "AdminService/DiscardDeadLetters": ("biller", "operator"),
     "AdminService/RedriveDeadLetters": ("biller", "operator"),
 }
 NOBODY = ("nobody",)

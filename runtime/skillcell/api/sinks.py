@@ -37,3 +37,6 @@ class SinkDesk:
 
     async def redrive(self, request: pb.RedriveDeadLettersRequest) -> pb.RedriveDeadLettersResponse:
         return pb.RedriveDeadLettersResponse(waiting=await self.sinks.redrive(request.name, list(request.sequences)))
+
+    async def discard(self, request: pb.DiscardDeadLettersRequest) -> None:
+        await self.sinks.discard(request.name, list(request.sequences))

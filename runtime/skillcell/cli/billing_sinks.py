@@ -205,3 +205,20 @@ def redrive(
             sys.stdout.write(f"{waiting} wait to be sent again\n")
 
     run(connection(server, api_key), work, as_json=as_json)
+
+
+@app.command()
+def discard(
+    name: Name,
+    sequences: Annotated[list[int], typer.Argument(metavar="SEQUENCE…", help="Which.", show_default=False)],
+    *,
+    server: options.Server = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Forget dead letters for good: the sink never gets them. The ledger keeps their records."""
+
+    async def work(client: SkillcellClient) -> None:
+        await client.sinks.discard(name, sequences)
+        sys.stdout.write(f"forgot {len(sequences)}\n")
+
+    run(connection(server, api_key), work)

@@ -54,3 +54,8 @@ class SinkCalls:
         request = pb.RedriveDeadLettersRequest(name=name, sequences=sequences)
         answer = await ask(self._stub.RedriveDeadLetters(request, metadata=self._metadata))
         return int(answer.waiting)
+
+    async def discard(self, name: str, sequences: Sequence[int]) -> None:
+        """Forgets dead letters for good: the sink never gets them."""
+        request = pb.DiscardDeadLettersRequest(name=name, sequences=sequences)
+        await ask(self._stub.DiscardDeadLetters(request, metadata=self._metadata))

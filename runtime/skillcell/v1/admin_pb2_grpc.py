@@ -130,6 +130,11 @@ class AdminServiceStub:
                 request_serializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.SerializeToString,
                 response_deserializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.FromString,
                 _registered_method=True)
+        self.DiscardDeadLetters = channel.unary_unary(
+                '/skillcell.v1.AdminService/DiscardDeadLetters',
+                request_serializer=skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersRequest.SerializeToString,
+                response_deserializer=skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersResponse.FromString,
+                _registered_method=True)
         self.SetSecret = channel.unary_unary(
                 '/skillcell.v1.AdminService/SetSecret',
                 request_serializer=skillcell_dot_v1_dot_admin__pb2.SetSecretRequest.SerializeToString,
@@ -461,6 +466,20 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiscardDeadLetters(self, request, context):
+        """Forgets dead letters for good: the sink will never get these events. The ledger keeps their records.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was forgotten; list them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetSecret(self, request, context):
         """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
 
@@ -716,6 +735,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RedriveDeadLetters,
                     request_deserializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.FromString,
                     response_serializer=skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.SerializeToString,
+            ),
+            'DiscardDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardDeadLetters,
+                    request_deserializer=skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersRequest.FromString,
+                    response_serializer=skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersResponse.SerializeToString,
             ),
             'SetSecret': grpc.unary_unary_rpc_method_handler(
                     servicer.SetSecret,
@@ -1292,6 +1316,33 @@ class AdminService:
             '/skillcell.v1.AdminService/RedriveDeadLetters',
             skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersRequest.SerializeToString,
             skillcell_dot_v1_dot_admin__pb2.RedriveDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/skillcell.v1.AdminService/DiscardDeadLetters',
+            skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersRequest.SerializeToString,
+            skillcell_dot_v1_dot_admin__pb2.DiscardDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -222,6 +222,16 @@ class AdminServiceStub:
     - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
     - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
     """
+    DiscardDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DiscardDeadLettersRequest, _admin_pb2.DiscardDeadLettersResponse]
+    """Forgets dead letters for good: the sink will never get these events. The ledger keeps their records.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was forgotten; list them.
+    """
     SetSecret: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSecretRequest, _admin_pb2.SetSecretResponse]
     """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
 
@@ -526,6 +536,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
     - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
     - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
+    """
+    DiscardDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.DiscardDeadLettersRequest, _admin_pb2.DiscardDeadLettersResponse]  # type: ignore[assignment]
+    """Forgets dead letters for good: the sink will never get these events. The ledger keeps their records.
+
+    Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+    STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+    - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+    - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+    - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+    - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was forgotten; list them.
     """
     SetSecret: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSecretRequest, _admin_pb2.SetSecretResponse]  # type: ignore[assignment]
     """Stores a secret of a tenant, sealed; it can be used and replaced, but not read back.
@@ -942,6 +962,22 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
         - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
         - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was redriven; list them.
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardDeadLetters(
+        self,
+        request: _admin_pb2.DiscardDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DiscardDeadLettersResponse, _abc.Awaitable[_admin_pb2.DiscardDeadLettersResponse]]:
+        """Forgets dead letters for good: the sink will never get these events. The ledger keeps their records.
+
+        Errors, besides those of every call (errors.proto: CREDENTIALS_MISSING, CREDENTIALS_INVALID, RATE_LIMITED,
+        STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
+        - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
+        - PERMISSION_DENIED / ROLE_REQUIRED: needs the role biller or operator; use other credentials.
+        - NOT_FOUND / SINK_NOT_FOUND: no such sink; list them.
+        - NOT_FOUND / DEAD_LETTER_NOT_FOUND: the sink has no dead letter of that sequence, so none was forgotten; list them.
         """
 
     @_abc_1.abstractmethod

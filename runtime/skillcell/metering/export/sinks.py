@@ -66,6 +66,13 @@ class Sinks:
             raise not_found("dead_letter", f"{name}/{missing[0]}")
         return len(await self._store.dead_letters(name, limit=_MOST_NAMED + 1, redrive=True))
 
+    async def discard(self, name: str, sequences: Sequence[int]) -> None:
+        """Forgets dead letters for good: the sink never gets them, and the ledger keeps their records."""
+        await self._known(name)
+        missing = await self._store.discard(name, sequences)
+        if missing:
+            raise not_found("dead_letter", f"{name}/{missing[0]}")
+
     async def families(self) -> tuple[Metric, ...]:
         """What belongs to the ledger; empty while the store can't be read."""
         try:

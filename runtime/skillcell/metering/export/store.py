@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Delete, Update, and_, delete, func, insert, select, update
 
 from skillcell.core.sinks import DeadLetter, HoldCause, SinkState
 from skillcell.metering.canonical import chain_hash
@@ -203,20 +204,14 @@ class SinkStore:
 
     async def redrive(self, name: str, sequences: Sequence[int]) -> tuple[int, ...]:
         """Has dead letters sent again, all of a sink's where none are named; the missing ones of those named."""
-        columns = export_dead_letters.c
+        again = update(export_dead_letters).values(state=_letter_state(True))
+        return await self._database.write(partial(_each, name=name, sequences=sequences, change=again))
 
-        def work(connection: Connection) -> tuple[int, ...]:
-            mine = columns.sink == name
-            if sequences:
-                mine = and_(mine, columns.sequence.in_(list(sequences)))
-                there = set(connection.execute(select(columns.sequence).where(mine)).scalars())
-                missing = tuple(sequence for sequence in sequences if sequence not in there)
-                if missing:
-                    return missing
-            connection.execute(update(export_dead_letters).where(mine).values(state=_letter_state(True)))
-            return ()
-
-        return await self._database.write(work)
+    async def discard(self, name: str, sequences: Sequence[int]) -> tuple[int, ...]:
+        """Forgets dead letters; the missing ones of those named, and then none is forgotten."""
+        return await self._database.write(
+            partial(_each, name=name, sequences=sequences, change=delete(export_dead_letters))
+        )
 
     async def mark_letter(self, letter: DeadLetter, lease: Lease) -> datetime | None:
         """Keeps that a letter may be at the sink; since when, or None where it must not be sent, as for `mark`."""
@@ -302,6 +297,20 @@ def _letter_state(redrive: bool) -> str:
 
 def _is(sink: str, sequence: int) -> Any:
     return and_(export_dead_letters.c.sink == sink, export_dead_letters.c.sequence == sequence)
+
+
+def _each(connection: Connection, name: str, sequences: Sequence[int], change: Update | Delete) -> tuple[int, ...]:
+    """Changes the letters that are named, or all; what is missing of them, and then nothing is changed."""
+    columns = export_dead_letters.c
+    mine = columns.sink == name
+    if sequences:
+        mine = and_(mine, columns.sequence.in_(list(sequences)))
+        there = set(connection.execute(select(columns.sequence).where(mine)).scalars())
+        missing = tuple(sequence for sequence in sequences if sequence not in there)
+        if missing:
+            return missing
+    connection.execute(change.where(mine))
+    return ()
 
 
 def _put(connection: Connection, letter: DeadLetter) -> None:

@@ -125,6 +125,7 @@ BILLING = {
     "ResumeSink": ("biller", "operator"),
     "ListDeadLetters": ("biller", "operator"),
     "RedriveDeadLetters": ("biller", "operator"),
+    "DiscardDeadLetters": ("biller", "operator"),
 }
 
 

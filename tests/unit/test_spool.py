@@ -301,3 +301,13 @@ async def test_records_far_over_a_batch_come_whole(tmp_path: Path) -> None:
     assert [data for _, data in await read_all(spool)] == [b"a", large, b"b", large, b"c"]
     assert [data for _, data in await read_all(spool, 3)] == [large, b"c"]
     spool.delete()
+
+
+async def test_reading_what_is_kept_does_not_put_its_expiry_off(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "x", limit_bytes=SEGMENT)
+    await spool.append(record(1), final=True)
+    (segment,) = (tmp_path / "x").iterdir()
+    os.utime(segment, ns=(0, 0))
+    again = Spool.reopen(tmp_path / "x", limit_bytes=SEGMENT, closed=True)
+    assert await read_all(again) == [(1, record(1))]
+    assert segment.stat().st_mtime_ns == 0

@@ -222,7 +222,8 @@ class Spool:
                 segment.index.append((sequence, segment.size))
             segment.size, segment.last = end, sequence
             expected += 1
-        os.ftruncate(fd, segment.size)
+        if segment.size < total:  # else left alone: it counts as written anew, and is kept the longer
+            os.ftruncate(fd, segment.size)
         if not segment.last:
             os.close(fd)
             path.unlink()

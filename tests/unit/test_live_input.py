@@ -80,3 +80,17 @@ async def test_signals_go_ahead_of_bytes_and_are_bounded() -> None:
         await live.signal(10)
     with pytest.raises(Fault, match="64 signals"):
         await live.signal(10)
+
+
+async def test_the_same_bytes_on_two_streams_that_both_wait_for_room_are_written_once() -> None:
+    live = LiveInput()
+    await live.feed(0, b"a" * (1 << 20), end=False)
+    broken, back = (asyncio.create_task(live.feed(1 << 20, b"b" * (1 << 19), end=False)) for _ in range(2))
+    await asyncio.sleep(0)
+    assert not broken.done()
+    assert not back.done()
+    items = live.items()
+    assert await anext(items) == b"a" * (1 << 20)
+    await asyncio.gather(broken, back)
+    await live.end()
+    assert [await anext(items), await anext(items)] == [b"b" * (1 << 19), None]

@@ -39,10 +39,11 @@ class LiveInput:
                     f"stdin.offset: is {offset}; {self._received} bytes came before",
                     metadata={"received": str(self._received)},
                 )
-            fresh = data[self._received - offset :]
-            if fresh and self._ended:
-                raise invalid("stdin.data", "comes after the end of standard input", reason="STREAM_ORDER")
             await self._changed.wait_for(lambda: self._bytes < _ROOM_BYTES or self._closed)
+            # Only now: a client that came back may have sent the same bytes while its old stream waited here with them.
+            fresh = data[self._received - offset :]
+            if fresh and self._ended and not self._closed:
+                raise invalid("stdin.data", "comes after the end of standard input", reason="STREAM_ORDER")
             if fresh and not self._closed:
                 self._items.append(fresh)
                 self._bytes += len(fresh)

@@ -37,6 +37,11 @@ SINGLE = ("uq_usage_records_execution_id",)
 FEW = (OPEN_ONES, SINGLE)
 """Of these a page may be sorted: what is open, and what some executions have, is never much."""
 EXECUTIONS = {
+    "version": Question(
+        ExecutionFilter(publisher="tools", skill="rare", version="1.0.0"),
+        ("ix_executions_tenant_publisher_skill_admitted_at_id",),
+        ACME,
+    ),
     "all": Question(ExecutionFilter(), ("ix_executions_tenant_admitted_at_id",), ACME),
     "completed": Question(
         ExecutionFilter(states=(ExecutionState.COMPLETED,)), ("ix_executions_tenant_admitted_at_id",), ACME

@@ -30,7 +30,16 @@ from skillcell.client import (
 )
 from skillcell.client.errors import from_rpc
 from skillcell.core.types import InputFile, Isolation, LimitRequest
-from skillcell.v1 import admin_pb2, admin_pb2_grpc, session_pb2, session_pb2_grpc
+from skillcell.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    execution_pb2,
+    execution_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
 
 RUN = {"entrypoint": "run", "args": ("pass",)}
 HUGE = LimitRequest(wall_ns=7200 * 10**9)
@@ -263,3 +272,26 @@ async def test_what_is_not_served_says_so_with_its_reason(oci: Gateway) -> None:
                 await call
             error = from_rpc(raised.value)
             assert (error.code, error.reason) == ("UNIMPLEMENTED", "NOT_SERVED")
+
+
+async def test_a_time_that_is_none_and_a_place_past_the_end_are_refused(
+    oci: Gateway, oci_client: SkillcellClient
+) -> None:
+    made = await oci_client.call("dev/lab", entrypoint="run", args=("open('/output/x', 'w').write('abc')",))
+    listing = execution_pb2.ListExecutionsRequest()
+    listing.filter.time.start.seconds = 2**62
+    records = usage_pb2.ListUsageRecordsRequest()
+    records.filter.time.end.seconds = -(2**62)
+    artifact = execution_pb2.GetArtifactRequest(execution_id=made.execution_id, name="x", offset=4)
+    async with oci.channel() as channel:
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"filter\.time\.start: .* years 1 to 9999") as refused:
+            await stub.ListExecutions(listing, metadata=oci.credentials)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        usage = usage_pb2_grpc.UsageServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError, match=r"filter\.time\.end") as refused:
+            await usage.ListUsageRecords(records, metadata=oci.credentials)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError, match="is 4; the artifact has 3 bytes") as refused:
+            [chunk async for chunk in stub.GetArtifact(artifact, metadata=oci.credentials)]
+        assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE

@@ -40,6 +40,64 @@ async def test_another_request_under_the_same_id_is_refused(oci_client: Skillcel
     assert raised.value.reason == "REQUEST_ID_REUSED"
 
 
+async def test_a_request_id_is_the_same_in_capital_letters(oci_client: SkillcellClient) -> None:
+    request = str(uuid.uuid4())
+    once = await run(oci_client, "print(1)", request_id=request)
+    again = await run(oci_client, "print(1)", request_id=request.upper())
+    assert again.execution_id == once.execution_id
+    assert (await oci_client.get(request_id=request.upper())).id == once.execution_id
+
+
+async def test_what_is_typed_after_a_broken_stream_is_read_once(oci: Gateway) -> None:
+    def start() -> execution_pb2.ExecuteInteractiveRequest:
+        message = execution_pb2.ExecuteInteractiveRequest()
+        message.start.request_id, message.start.spec.skill, message.start.spec.entrypoint = request, "dev/lab", "run"
+        message.start.spec.args.append("import os\nwhile d := os.read(0, 99): os.write(1, d)\nprint('|')")
+        return message
+
+    def typed(offset: int, data: bytes, *, end: bool = False) -> execution_pb2.ExecuteInteractiveRequest:
+        return execution_pb2.ExecuteInteractiveRequest(
+            stdin=execution_pb2.StdinChunk(offset=offset, data=data, end=end)
+        )
+
+    request, said = str(uuid.uuid4()), b""
+    async with oci.channel() as breaking:
+        call = execution_pb2_grpc.ExecutionServiceStub(breaking).ExecuteInteractive(metadata=oci.credentials)
+        await call.write(start())
+        await call.write(typed(0, b"0123456789"))
+        while said != b"0123456789":
+            answer = await call.read()
+            said, execution_id = said + answer.event.stdout.data, answer.event.execution_id
+    async with oci.client() as client:
+        await asyncio.sleep(0.5)  # longer than it takes until closed requests end standard input
+        assert (await client.get(execution_id)).state is ExecutionState.RUNNING
+    async with oci.channel() as channel:
+        call = execution_pb2_grpc.ExecutionServiceStub(channel).ExecuteInteractive(metadata=oci.credentials)
+        await call.write(start())
+        for message in (typed(5, b"56789abc"), typed(10, b"abcd"), typed(14, b"", end=True)):
+            await call.write(message)
+        await call.done_writing()
+        said = b""
+        while (answer := await call.read()) is not grpc.aio.EOF:
+            said += answer.event.stdout.data
+    assert said == b"0123456789abcd|\n"
+
+
+async def test_executions_of_one_version_are_listed_alone(oci: Gateway, oci_client: SkillcellClient) -> None:
+    ran = (await run(oci_client, "print(1)")).execution_id
+    digest = (await oci_client.get(ran)).digest
+    async with oci.channel() as channel:
+        stub = execution_pb2_grpc.ExecutionServiceStub(channel)
+        found = {}
+        for chosen in ("1.0.0", "9.9.9", digest, "sha256:" + "0" * 64):
+            message = execution_pb2.ListExecutionsRequest()
+            message.filter.skill = f"dev/lab@{chosen}"
+            answer = await stub.ListExecutions(message, metadata=oci.credentials)
+            found[chosen] = {execution.id for execution in answer.executions}
+    assert ran in found["1.0.0"] & found[digest]
+    assert not found["9.9.9"] | found["sha256:" + "0" * 64]
+
+
 async def test_a_retry_after_the_end_gets_the_same_bytes(oci: Gateway, oci_client: SkillcellClient) -> None:
     request = str(uuid.uuid4())
     message = execution_pb2.ExecuteRequest(request_id=request)

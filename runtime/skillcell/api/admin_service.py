@@ -27,6 +27,7 @@ from skillcell.metering.rating.plan_document import plan_from_document
 from skillcell.v1 import admin_pb2 as pb
 from skillcell.v1 import admin_pb2_grpc, policy_pb2, sink_pb2
 from skillcell.wire.billing import delta_from_proto, plan_to_document, plan_to_proto, tenant_from_proto, tenant_to_proto
+from skillcell.wire.requests import request_id_from_proto
 from skillcell.wire.times import instant_to_proto
 from skillcell.wire.usage import usage_to_proto
 
@@ -102,7 +103,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def RecordCorrection(
         self, request: pb.RecordCorrectionRequest, context: Context
     ) -> pb.RecordCorrectionResponse:
-        correction = Correction(request.event_id, delta_from_proto(request.delta), request.reason, request.request_id)
+        request_id = request_id_from_proto(request.request_id)
+        correction = Correction(request.event_id, delta_from_proto(request.delta), request.reason, request_id)
         record = await self._ledger.record_correction(caller(), correction, self._clock.now())
         _acted("RecordCorrection", f"usage_record/{record.event_id}")
         return pb.RecordCorrectionResponse(record=usage_to_proto(record))

@@ -36,12 +36,14 @@ from skillcell.wire.enums import EXECUTION_STATE, ISOLATION, ON_DISCONNECT, OUTC
 from skillcell.wire.events import artifact_to_proto
 from skillcell.wire.executions import execution_to_proto
 from skillcell.wire.limits import limits_to_proto
-from skillcell.wire.requests import spec_from_proto
-from skillcell.wire.times import instant_from_proto
+from skillcell.wire.requests import request_id_from_proto, spec_from_proto
+from skillcell.wire.times import range_from_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
 EXECUTION_ID = "skillcell-execution-id"
 _CHUNK_BYTES = 256 * 1024
+_HALF_CLOSED_SECONDS = 0.2
+"""How long a stream of requests has been over before that ends standard input; `StdinChunk.end` does so at once."""
 
 
 class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
@@ -104,7 +106,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
         execution_id = request.execution_id
         if request.WhichOneof("key") == "request_id":
-            execution_id = await self._ledger.execution_of(caller(), request.request_id)
+            execution_id = await self._ledger.execution_of(caller(), request_id_from_proto(request.request_id))
         return pb.GetExecutionResponse(execution=await self._execution(execution_id))
 
     async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:
@@ -140,7 +142,9 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         await self._ledger.get_execution(caller(), request.execution_id)
         artifact, chunks = await self._artifacts.read(request.execution_id, request.name, request.offset)
         if request.offset > artifact.size_bytes:
-            raise invalid("offset", f"is {request.offset}; the artifact has {artifact.size_bytes} bytes")
+            message = f"offset: is {request.offset}; the artifact has {artifact.size_bytes} bytes"
+            size = {"size_bytes": str(artifact.size_bytes)}
+            raise Fault(FaultKind.OUT_OF_RANGE, "POSITION_OUT_OF_RANGE", message, metadata=size)
         left = request.length or artifact.size_bytes - request.offset
         offset = request.offset
         first = pb.GetArtifactResponse(artifact=artifact_to_proto(artifact), offset=offset)
@@ -265,6 +269,9 @@ async def _feed(requests: AsyncIterator[pb.ExecuteInteractiveRequest], live_inpu
         else:
             await live_input.signal(request.signal)
     if live_input is not None:
+        # gRPC tells a stream that broke as it tells one that its client closed, and cancels the broken one's RPC a
+        # moment later: what the client has still to send, once it is back, must not find its standard input ended.
+        await asyncio.sleep(_HALF_CLOSED_SECONDS)
         await live_input.end()
 
 
@@ -279,7 +286,8 @@ def _why_gone(context: Context) -> CancelReason:
 
 def _filter(message: pb.ExecutionFilter) -> ExecutionFilter:
     publisher, _, rest = message.skill.partition("/")
-    skill, _, _ = rest.partition("@")
+    skill, _, chosen = rest.partition("@")
+    since, until = range_from_proto(message.time, "filter.time")
     for name in ("session_id", "parent_id"):
         if getattr(message, name):
             raise Fault(FaultKind.UNIMPLEMENTED, "NOT_SERVED", f"filter.{name} is not served by this gateway")
@@ -288,7 +296,9 @@ def _filter(message: pb.ExecutionFilter) -> ExecutionFilter:
         outcomes=tuple(OUTCOME.from_wire(outcome) for outcome in message.outcomes),
         publisher=publisher,
         skill=skill,
+        version="" if ":" in chosen else chosen,
+        digest=chosen if ":" in chosen else "",
         labels=dict(message.labels),
-        since=instant_from_proto(message.time.start) if message.time.HasField("start") else None,
-        until=instant_from_proto(message.time.end) if message.time.HasField("end") else None,
+        since=since,
+        until=until,
     )

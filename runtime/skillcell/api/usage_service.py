@@ -24,7 +24,7 @@ from skillcell.storage.pages import decode_token, encode_token, fingerprint
 from skillcell.v1 import usage_pb2 as pb
 from skillcell.v1 import usage_pb2_grpc
 from skillcell.wire.enums import OUTCOME
-from skillcell.wire.times import duration_to_proto, instant_from_proto
+from skillcell.wire.times import duration_to_proto, range_from_proto
 from skillcell.wire.usage import usage_to_proto
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -135,6 +135,7 @@ def _filter(message: pb.UsageFilter) -> UsageFilter:
     publisher, _, skill = message.skill.partition("/")
     if message.publisher and publisher and message.publisher != publisher:
         raise invalid("filter.publisher", f"is {message.publisher}, and filter.skill names {publisher}")
+    since, until = range_from_proto(message.time, "filter.time")
     return UsageFilter(
         tenant=message.tenant,
         publisher=publisher or message.publisher,
@@ -142,6 +143,6 @@ def _filter(message: pb.UsageFilter) -> UsageFilter:
         execution_id=message.execution_id,
         outcomes=tuple(OUTCOME.from_wire(outcome) for outcome in message.outcomes),
         labels=dict(message.labels),
-        since=instant_from_proto(message.time.start) if message.time.HasField("start") else None,
-        until=instant_from_proto(message.time.end) if message.time.HasField("end") else None,
+        since=since,
+        until=until,
     )

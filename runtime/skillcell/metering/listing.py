@@ -58,7 +58,8 @@ def page_of_executions(
 ) -> ExecutionPage:
     """Newest first by time of admission."""
     question = fingerprint("executions", tenant, wanted.states, wanted.outcomes, wanted.publisher, wanted.skill,
-                           sorted(wanted.labels.items()), wanted.since, wanted.until)  # fmt: skip
+                           wanted.version, wanted.digest, sorted(wanted.labels.items()),
+                           wanted.since, wanted.until)  # fmt: skip
     last = None
     if page_token:
         last_at, last_id = decode_token(page_token, question, int, str)
@@ -225,6 +226,10 @@ def _question(
         query = query.where(columns.publisher == wanted.publisher)
     if wanted.skill:
         query = query.where(columns.skill == wanted.skill)
+    if wanted.version:
+        query = query.where(columns.version == wanted.version)
+    if wanted.digest:
+        query = query.where(columns.digest == wanted.digest)
     if wanted.since is not None:
         query = query.where(at >= wanted.since)
     if wanted.until is not None:

@@ -52,6 +52,9 @@ class ExecutionFilter:
     """Any of them."""
     publisher: str = ""
     skill: str = ""
+    version: str = ""
+    """As it was pinned at admission; so is `digest`."""
+    digest: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     """All of them must be there."""
     since: datetime | None = None

@@ -40,9 +40,14 @@ def spec_from_proto(spec: pb.ExecutionSpec, request_id: str = "", on_disconnect:
         working_dir=WORKING_DIR.optional(spec.working_dir),
         collect=tuple(spec.collect),
         on_disconnect=ON_DISCONNECT.optional(on_disconnect) or OnDisconnect.CANCEL,
-        request_id=request_id,
+        request_id=request_id_from_proto(request_id),
         fingerprint=fingerprint(spec),
     )
+
+
+def request_id_from_proto(request_id: str) -> str:
+    """One UUID, however its hex digits are written: a retry through other software must not be another call."""
+    return request_id.lower()
 
 
 def spec_to_proto(request: ExecutionRequest) -> pb.ExecutionSpec:

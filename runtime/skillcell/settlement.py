@@ -30,6 +30,9 @@ def settlement_of(execution: Execution, seen: Seen, now: datetime, now_ns: int) 
     """What the ledger is to write. The last event is sealed into it, so that it can be told again after a crash."""
     report, verdict, lease = seen.report, seen.verdict, seen.lease
     sequence, plan = execution.spool.last_sequence + 1, execution.plan.rate_plan
+    limits = execution.admission.limits
+    # What a call is stopped for is billed up to its limit: how fast it is stopped is our doing, and an estimate holds.
+    run_ns = min(report.run_ns, limits.wall_ns)
 
     ending = Ending(
         event_id=ids.event_id(),
@@ -44,15 +47,16 @@ def settlement_of(execution: Execution, seen: Seen, now: datetime, now_ns: int) 
             queue_ns=lease.queue_ns if lease else now_ns - execution.admitted_ns,
             startup_ns=lease.startup_ns if lease else 0,
             deliver_ns=report.deliver_ns,
-            run_ns=report.run_ns,
+            run_ns=run_ns,
             collect_ns=report.collect_ns,
-            stalled_ns=report.stalled_ns,
+            teardown_ns=report.run_ns - run_ns,
+            stalled_ns=min(report.stalled_ns, run_ns),
         ),
         at_lease=report.before,
         at_end=report.after,
         traffic=Traffic(
             input_bytes=execution.plan.input_bytes,
-            output_bytes=report.output_bytes,
+            output_bytes=min(report.output_bytes, limits.output_bytes),
             artifact_bytes=report.artifact_bytes,
             disk_bytes=report.disk.bytes_used if report.disk else 0,
         ),

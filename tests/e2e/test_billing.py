@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -23,10 +24,10 @@ from skillcell.client import SkillcellClient
 from skillcell.core import events
 from skillcell.core.periods import Period
 from skillcell.core.rate_plans import RatePlan
-from skillcell.core.types import UsageRecord
+from skillcell.core.types import SECOND_NS, LimitRequest, Outcome, UsageRecord
 from skillcell.metering.rating.cost import cost_of
 from skillcell.metering.rating.payouts import payout
-from skillcell.metering.rating.quantities import collect
+from skillcell.metering.rating.quantities import collect, most_of, sums_of
 from skillcell.metering.rating.rate import statements
 
 PLAN = """\
@@ -254,3 +255,33 @@ async def test_a_call_that_the_gateway_lost_costs_nothing_and_says_so(bank: Gate
         assert lost.cost is not None
         assert (lost.billable, lost.cost.amount, lost.cost.plan_version) == (False, 0, "standard/1")
         assert (await client.usage.verify()).intact
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "outcome"),
+    [
+        ("import time; time.sleep(30)", LimitRequest(wall_ns=SECOND_NS // 4), Outcome.TIMED_OUT),
+        (
+            "while True: pass",
+            LimitRequest(wall_ns=SECOND_NS // 4, cpu_ns=SECOND_NS // 4, milli_cpus=1000),
+            Outcome.TIMED_OUT,
+        ),
+        (
+            "while True: print('x' * 1000)",
+            LimitRequest(output_bytes=10_500, artifact_bytes=1),
+            Outcome.OUTPUT_LIMIT_EXCEEDED,
+        ),
+    ],
+)
+async def test_a_call_that_is_stopped_costs_no_more_than_was_estimated(
+    client: SkillcellClient, code: str, limits: LimitRequest, outcome: Outcome
+) -> None:
+    """The last ones here: the others count what was called so far, and all of it succeeded."""
+    estimate = await client.estimate("dev/lab", **spec(code, limits=limits))
+    completed = (await run(client, code, limits=limits)).completed
+    assert completed.outcome in (outcome, Outcome.CPU_LIMIT_EXCEEDED)
+    assert estimate.max_cost is not None
+    assert completed.cost is not None
+    assert completed.cost.amount <= estimate.max_cost.amount
+    used, most = asdict(sums_of(completed.usage)), asdict(most_of(estimate.limits))
+    assert {name: (used[name], most[name]) for name in used if used[name] > most[name]} == {}

@@ -66,6 +66,7 @@ async def test_the_wall_limit_ends_a_sleeper(client: SkillcellClient) -> None:
     assert evidence is not None
     assert (evidence.limit, evidence.limit_value) == ("wall_ns", SECOND_NS // 2)
     assert SECOND_NS // 2 <= evidence.observed < SECOND_NS
+    assert result.completed.usage.times.run_ns == SECOND_NS // 2  # however long stopping it took
     assert result.stdout == b"before\n"
 
 
@@ -106,6 +107,7 @@ async def test_output_past_the_limit_keeps_what_came_before(client: SkillcellCli
     assert (evidence.limit, evidence.limit_value) == ("output_bytes", 10_500)
     assert evidence.observed > 10_500
     assert result.stdout == b"x" * 10_500
+    assert result.completed.usage.output_bytes == 10_500
 
 
 async def test_a_full_disk_is_told_by_bytes(client: SkillcellClient) -> None:

@@ -239,9 +239,10 @@ class StageTimes:
     """Lease of a sandbox: near nothing from a warm pool, its creation otherwise."""
     deliver_ns: int = 0
     run_ns: int = 0
-    """Entrypoint's start to the death of the Skill's last process: what is billed."""
+    """Entrypoint's start to the death of the Skill's last process, and never beyond the time limit: what is billed."""
     collect_ns: int = 0
     teardown_ns: int = 0
+    """Stopping a call that is over its time."""
     stalled_ns: int = 0
     """Part of run_ns in which a slow caller held back the sandbox."""
 

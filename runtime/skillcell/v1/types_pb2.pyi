@@ -349,11 +349,13 @@ class StageTimes(_message.Message):
     deliver_ns: _builtins.int
     """Bringing Skill, input, environment and secrets in."""
     run_ns: _builtins.int
-    """The entrypoint's start to the death of the Skill's last process: the only time that is billed."""
+    """The entrypoint's start to the death of the Skill's last process, or to the limit that it is stopped at: the only
+    time that is billed.
+    """
     collect_ns: _builtins.int
     """Reading results and artifacts out."""
     teardown_ns: _builtins.int
-    """Destroying the sandbox; 0 where it is told before that is done."""
+    """Stopping a call that is over its time. Destroying the sandbox is not in it: it is told before that is done."""
     stalled_ns: _builtins.int
     """The part of run_ns in which a slow caller held the sandbox back."""
     def __init__(

@@ -30,6 +30,9 @@ UNITS: Mapping[RateMeter, str] = {
 _PER_GIB = Decimal(5**30).scaleb(-30)
 """2^-30, exactly: `scaleb` moves the point and rounds nothing that fits 28 digits, and 5^30 has 21."""
 
+_LATE_NS = 250_000_000
+"""Two periods of the kernel's CPU bandwidth control, and one look at the counters."""
+
 
 @dataclass(frozen=True, slots=True)
 class UsageSums:
@@ -152,12 +155,16 @@ def collect(
 
 
 def most_of(limits: Limits) -> UsageSums:
-    """One call that uses up every limit: CPU as it would be billed in the worst case, measured or granted."""
+    """One call that uses up every limit: CPU as it would be billed in the worst case, measured or granted.
+
+    Time and bytes are never billed beyond their limits (`settlement.py`). Measured CPU is what the kernel says, and a
+    call that is stopped for it has used a little more by then: all its cores for `_LATE_NS`.
+    """
     memory = limits.memory_bytes * limits.wall_ns
     return UsageSums(
         calls=1,
         billed_ms=billed_milliseconds(limits.wall_ns),
-        cpu_milli_ns=max(limits.cpu_ns * 1000, limits.milli_cpus * limits.wall_ns),
+        cpu_milli_ns=max(limits.cpu_ns * 1000, limits.milli_cpus * limits.wall_ns) + limits.milli_cpus * _LATE_NS,
         memory_reserved_byte_ns=memory,
         memory_used_byte_ns=memory,
         memory_larger_byte_ns=memory,

@@ -162,6 +162,27 @@ async def test_a_call_without_a_request_id_ends_with_its_client(oci: Gateway, oc
     assert execution.completed.outcome is Outcome.CANCELED
 
 
+async def test_a_deadline_is_told_from_a_client_that_goes_away(oci: Gateway, oci_client: SkillcellClient) -> None:
+    async def times_out() -> str:
+        message = execution_pb2.ExecuteRequest(request_id=str(uuid.uuid4()))
+        message.spec.skill, message.spec.entrypoint = "dev/lab", "run"
+        message.spec.args.append(SLEEPER)
+        call = execution_pb2_grpc.ExecutionServiceStub(channel).Execute(
+            message,
+            metadata=oci.credentials,
+            timeout=2.001,  # 2.01 on the wire
+        )
+        found = dict(await call.initial_metadata())["skillcell-execution-id"]
+        with pytest.raises(grpc.aio.AioRpcError):
+            [answer async for answer in call]
+        return str(found)
+
+    async with oci.channel() as channel:
+        found = await asyncio.gather(*(times_out() for _ in range(4)))
+    ended = [(await settled(oci_client, execution_id)).completed for execution_id in found]
+    assert {completed.canceled_by for completed in ended if completed} == {CancelReason.DEADLINE}
+
+
 @pytest.mark.parametrize("round_", range(3))
 async def test_a_client_that_leaves_while_it_is_written_to_has_left(
     oci: Gateway, oci_client: SkillcellClient, round_: int

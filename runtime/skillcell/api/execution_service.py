@@ -187,13 +187,14 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     ) -> str:
         """Admits a call that is followed at once; a client that goes away in between has left it too."""
         made: list[str] = []
+        granted = context.time_remaining()
         try:
             return await self._executor.start(
                 principal, request, attached=True, live_input=live_input, on_admitted=made.append
             )
         except asyncio.CancelledError:
             for execution_id in made:
-                await to_completion(self._watching.reader_left(execution_id, _why_gone(context)))
+                await to_completion(self._watching.reader_left(execution_id, _why_gone(context, granted)))
             raise
 
     async def _follow(
@@ -206,7 +207,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
         """Every event of a call to its end. What goes wrong with what is fed to it ends the stream, as a client's
         leaving does.
         """
-        finished = False
+        finished, granted = False, context.time_remaining()
         try:
             await context.send_initial_metadata(((EXECUTION_ID, execution_id),))
             self._steps(Step.METADATA_SENT)
@@ -216,7 +217,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context)))
+                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context, granted)))
 
     async def _execution(self, execution_id: str) -> pb.Execution:
         principal = caller()
@@ -279,9 +280,16 @@ def _order(message: str) -> Fault:
     return Fault(FaultKind.INVALID_ARGUMENT, "STREAM_ORDER", message)
 
 
-def _why_gone(context: Context) -> CancelReason:
+def _why_gone(context: Context, granted: float | None) -> CancelReason:
+    """`granted`: seconds to its deadline when the client came, None where it has none.
+
+    A client's own clock ends its call first, by the way that the request took and by what gRPC rounds a timeout up to
+    on the wire (1 %): what is that near to the deadline is the deadline.
+    """
     remaining = context.time_remaining()
-    return CancelReason.DEADLINE if remaining is not None and remaining <= 0 else CancelReason.CLIENT
+    if remaining is None or granted is None or remaining > 0.1 + granted / 50:
+        return CancelReason.CLIENT
+    return CancelReason.DEADLINE
 
 
 def _filter(message: pb.ExecutionFilter) -> ExecutionFilter:

@@ -373,7 +373,8 @@ def main(arguments: list[str]) -> None:
     try:
         launcher_host.become_subreaper()
         directory, tree = prepare(Path(run_directory), cgroup_root)
-        launcher = Launcher(gateway, directory, tree, IdRange(Path(run_directory) / "uids", int(base), int(pairs)))
+        ids = IdRange(Path(run_directory) / "uids", int(base), int(pairs), cgroup_root)
+        launcher = Launcher(gateway, directory, tree, ids)
     except Fault as fault:
         launcher_wire.send(gateway, launcher_wire.pack({"id": 0, **_as_fault(fault)}))
         return

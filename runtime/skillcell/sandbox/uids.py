@@ -1,8 +1,9 @@
 """Host user ids for sandboxes: a pair of its own for each live one, over all gateways of the machine.
 
 A pair is held by a symbolic link, made atomically, in a directory that every gateway of the machine shares; it names
-the sandbox that holds it, so that whoever destroys the remains of a crash can give it back. The default range lies
-above those that systemd's list of user ids assigns (1879048192..2147352575 is marked unused) and below 2³¹.
+the gateway and the sandbox that hold it, so that the gateway can give back what a crash left, and no other one does.
+The default range lies above those that systemd's list of user ids assigns (1879048192..2147352575 is marked unused)
+and below 2³¹.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class IdRange:
     directory: Path
     base: int = DEFAULT_BASE
     pairs: int = DEFAULT_PAIRS
+    owner: str = ""
+    """Whose sandboxes these are: pairs of other owners are neither listed nor given back. No `/` in it."""
 
     def allocate(self, sandbox_id: str) -> IdPair:
         """A pair that no live sandbox of this machine has. UNAVAILABLE when all are in use."""
@@ -43,7 +46,7 @@ class IdRange:
         for step in range(self.pairs):
             slot = (start + step) % self.pairs
             try:
-                os.symlink(sandbox_id, self.directory / str(slot))
+                os.symlink(self._holder(sandbox_id), self.directory / str(slot))
             except FileExistsError:
                 continue
             return IdPair(self.base + 2 * slot, self.base + 2 * slot + 1)
@@ -54,17 +57,22 @@ class IdRange:
         if pair is not None:
             link = self.directory / str((pair.root - self.base) // 2)
             with suppress(OSError):
-                if os.readlink(link) == sandbox_id:
+                if os.readlink(link) == self._holder(sandbox_id):
                     os.unlink(link)
             return
-        for name, owner in self._links():
-            if owner == sandbox_id:
+        for name, holder in self._links():
+            if holder == self._holder(sandbox_id):
                 with suppress(FileNotFoundError):
                     os.unlink(self.directory / name)
 
     def owners(self) -> frozenset[str]:
-        """Ids of all sandboxes that hold a pair."""
-        return frozenset(owner for _, owner in self._links())
+        """Ids of all sandboxes of this owner that hold a pair."""
+        mine = self._holder("")
+        found = (holder.removeprefix(mine) for _, holder in self._links() if holder.startswith(mine))
+        return frozenset(sandbox_id for sandbox_id in found if "/" not in sandbox_id)
+
+    def _holder(self, sandbox_id: str) -> str:
+        return f"{self.owner}/{sandbox_id}" if self.owner else sandbox_id
 
     def _links(self) -> list[tuple[str, str]]:
         links = []

@@ -107,7 +107,10 @@ class OciDriver:
         self._live: dict[str, OciSandbox] = {}
         self._lost: set[asyncio.Task[None]] = set()
         self._ids = uids.IdRange(
-            self._settings.run_directory / "uids", self._settings.uid_base, self._settings.uid_pairs
+            self._settings.run_directory / "uids",
+            self._settings.uid_base,
+            self._settings.uid_pairs,
+            self._settings.cgroup_root,
         )
         self._runtimes = {isolation: find_runtime(isolation, self._settings.runtimes) for isolation in Isolation}
 

@@ -125,6 +125,7 @@ REFUSED: dict[str, tuple[str, Mapping[str, Any], type[SkillcellError], str, tupl
         ("VM", "STANDARD"),
     ),
     "label": ("dev/lab", {**RUN, "labels": {"Bad Key": "x"}}, InvalidArgument, "INVALID_FIELD", ("labels",)),
+    "label with a NUL": ("dev/lab", {**RUN, "labels": {"a": "x\0"}}, InvalidArgument, "INVALID_FIELD", ("labels[a]",)),
 }
 
 

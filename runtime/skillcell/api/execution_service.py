@@ -42,6 +42,8 @@ from skillcell.wire.times import range_from_proto
 Context = grpc.aio.ServicerContext[Any, Any]
 EXECUTION_ID = "skillcell-execution-id"
 _CHUNK_BYTES = 256 * 1024
+_NEAR_SECONDS = 1.0
+"""What a request may have been on its way, on a machine that is busy."""
 _HALF_CLOSED_SECONDS = 0.2
 """How long a stream of requests has been over before that ends standard input; `StdinChunk.end` does so at once."""
 
@@ -287,7 +289,7 @@ def _why_gone(context: Context, granted: float | None) -> CancelReason:
     on the wire (1 %): what is that near to the deadline is the deadline.
     """
     remaining = context.time_remaining()
-    if remaining is None or granted is None or remaining > 0.1 + granted / 50:
+    if remaining is None or granted is None or remaining > _NEAR_SECONDS + granted / 50:
         return CancelReason.CLIENT
     return CancelReason.DEADLINE
 

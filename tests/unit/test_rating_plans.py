@@ -204,7 +204,7 @@ def test_a_plan_of_mistakes_does_not_make_an_answer_of_any_size() -> None:
         (b"[" * 5000, "deep"),
         (b'{"a":' * 5000, "deep"),
         (b"name: p\nname: q", "key 'name' is given twice (line 2)"),
-        (b'{"name": "p", "name": "q"}', "key 'name' is given twice"),
+        (b'{"name": "p",\n "name": "q"}', "key 'name' is given twice (line 2)"),
     ],
 )
 def test_what_is_no_document_is_refused(data: bytes, said: str) -> None:

@@ -9,7 +9,8 @@ one meter, each with an allowance and tiers of its own: a fee per call beside a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from skillcell.core.decimals import decimal_text
 from skillcell.core.errors import Fault, FaultKind, FieldViolation
 from skillcell.core.rate_plans import RateComponent, RatePlan, RateTier, TierMode
-from skillcell.core.yaml_reader import YamlProblem, read_yaml
+from skillcell.core.yaml_reader import Duplicate, YamlProblem, read_yaml
 from skillcell.metering.rating.plan_reader import Problems, read_plan_fields
 
 MAX_BYTES = 1 << 18
@@ -100,7 +101,7 @@ def _plan(document: Any, problems: Problems) -> RatePlan:
 def _parsed(text: str, problems: Problems) -> Any:
     if text.lstrip().startswith("{"):
         try:
-            return json.loads(
+            document = json.loads(
                 text,
                 parse_int=str,
                 parse_float=str,
@@ -109,10 +110,28 @@ def _parsed(text: str, problems: Problems) -> Any:
             )
         except (json.JSONDecodeError, RecursionError):
             problems.found.clear()  # perhaps YAML, which may begin so too
-    document = read_yaml(text, text_only=True)
-    for duplicate in document.duplicates:
+        else:
+            _with_lines(text, problems)
+            return document
+    read = read_yaml(text, text_only=True)
+    _tell_duplicates(read.duplicates, problems)
+    return read.value
+
+
+def _with_lines(text: str, problems: Problems) -> None:
+    """JSON's reader doesn't say where a key is given twice; YAML's does, and reads nearly all JSON."""
+    if not problems.found:
+        return
+    with suppress(YamlProblem):
+        duplicates = read_yaml(text, text_only=True).duplicates
+        if duplicates:
+            problems.found.clear()
+            _tell_duplicates(duplicates, problems)
+
+
+def _tell_duplicates(duplicates: Sequence[Duplicate], problems: Problems) -> None:
+    for duplicate in duplicates:
         problems.add("", f"key {duplicate.key[:80]!r} is given twice (line {duplicate.line})")
-    return document.value
 
 
 def _mapping(pairs: list[tuple[str, Any]], problems: Problems) -> dict[str, Any]:

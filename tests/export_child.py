@@ -9,10 +9,10 @@ import sys
 from prometheus_client import CollectorRegistry
 
 from ledger_stores import admission, settlement
-from skillcell.app import configure_logging
 from skillcell.core.clock import SystemClock
 from skillcell.core.steps import crash_at
 from skillcell.exporting import exporting
+from skillcell.logs import configure_logging
 from skillcell.metering.ledger import Ledger
 from skillcell.storage.database import Database
 

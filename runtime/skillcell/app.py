@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from typing import Any
 
 import structlog
 from prometheus_client import Gauge
-from structlog.tracebacks import ExceptionDictTransformer
 
 from skillcell.admission.planner import Planner
 from skillcell.admission.policy import Policy
@@ -44,6 +41,7 @@ from skillcell.execution import Executor, Gateway, Stages
 from skillcell.exporting import exporting
 from skillcell.live import LiveExecutions
 from skillcell.local import DataDirectory, boot_id, make_data, open_data, write_note
+from skillcell.logs import configure_logging
 from skillcell.metering.auditing import Auditor, AuditSettings
 from skillcell.metering.billing.assignments import Assignments
 from skillcell.metering.billing.charges import ChargeExport
@@ -259,24 +257,6 @@ async def doctor(settings: Settings) -> Sequence[Check]:
 def prepare(settings: Settings, aliases: Sequence[str], say: Callable[[str], None]) -> None:
     """Makes the sandbox images that are missing. Raises Fault."""
     prepare_images(settings, aliases, make_data(settings.data).images, say)
-
-
-def configure_logging() -> None:
-    """One JSON object a line on stderr, ours and the libraries'."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Without the local variables of each frame: they hold payloads, keys and the database's password.
-            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 def _capacity(settings: Settings) -> Capacity:

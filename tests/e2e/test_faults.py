@@ -128,6 +128,18 @@ async def test_a_full_disk_refuses_calls_and_settles_the_running_ones_once_there
             assert len(records) == 3 + ran
 
 
+async def test_a_log_that_can_not_be_written_costs_nothing_but_its_lines(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small") as disk:
+        (tmp_path / "serve.log").symlink_to(disk / "serve.log")
+        fill(disk)
+        with gateway_of(tmp_path) as gateway:
+            async with gateway.client() as client:
+                assert (await run(client, "print(1)")).stdout == b"1\n"
+                assert len(await everything(client)) == 1
+            assert gateway.log == ""
+            gateway.stop()
+
+
 async def test_a_disk_that_takes_no_events_or_artifacts_costs_the_caller_nothing(tmp_path: Path) -> None:
     flood = TOLD + "for _ in range(40): print('x' * 65000, flush=True)"
     with (

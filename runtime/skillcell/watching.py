@@ -45,11 +45,11 @@ class Watching:
         except Expired as expired:
             raise _expired(execution_id, expired.first) from expired
 
-    async def reader_left(self, execution_id: str, reason: CancelReason) -> None:
+    async def reader_left(self, principal: Principal, execution_id: str, reason: CancelReason) -> None:
         """A reader went away before the end. If it was the last one, the call is canceled, waits for it to come back,
         or goes on, as its caller chose.
         """
-        execution = self._live.get(execution_id)
+        execution = self._live.find(principal, execution_id)
         if execution is None or execution.spool.attached:
             return
         request = execution.plan.request

@@ -123,7 +123,8 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
     async def WatchExecution(  # type: ignore[override]
         self, request: pb.WatchExecutionRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        watching = self._watching.watch(caller(), request.execution_id, request.after_sequence)
+        principal = caller()
+        watching = self._watching.watch(principal, request.execution_id, request.after_sequence)
         finished = False
         try:
             async with aclosing(watching) as records:
@@ -132,7 +133,9 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(self._watching.reader_left(request.execution_id, CancelReason.DISCONNECT))
+                await asyncio.shield(
+                    self._watching.reader_left(principal, request.execution_id, CancelReason.DISCONNECT)
+                )
 
     async def CancelExecution(self, request: pb.CancelExecutionRequest, context: Context) -> pb.CancelExecutionResponse:
         await self._watching.cancel(caller(), request.execution_id, request.reason)
@@ -196,7 +199,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             )
         except asyncio.CancelledError:
             for execution_id in made:
-                await to_completion(self._watching.reader_left(execution_id, _why_gone(context, granted)))
+                await to_completion(self._watching.reader_left(principal, execution_id, _why_gone(context, granted)))
             raise
 
     async def _follow(
@@ -219,7 +222,7 @@ class ExecutionService(execution_pb2_grpc.ExecutionServiceServicer):
             finished = True
         finally:
             if not finished:
-                await asyncio.shield(self._watching.reader_left(execution_id, _why_gone(context, granted)))
+                await asyncio.shield(self._watching.reader_left(principal, execution_id, _why_gone(context, granted)))
 
     async def _execution(self, execution_id: str) -> pb.Execution:
         principal = caller()

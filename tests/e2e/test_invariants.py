@@ -28,8 +28,9 @@ from skillcell.v1 import execution_pb2, execution_pb2_grpc
 
 BURN = """
 import os, time
+begin = time.process_time()  # a warm interpreter has used some before
 def burn():
-    while time.process_time() < 0.25: pass
+    while time.process_time() - begin < 0.25: pass
 held = bytearray(os.urandom(1 << 20) * 24)
 children = []
 for _ in range(2):
@@ -39,7 +40,7 @@ for _ in range(2):
         os._exit(0)
     children.append(child)
 burn()
-spent = time.process_time()
+spent = time.process_time() - begin
 for child in children:
     _, _, used = os.wait4(child, 0)
     spent += used.ru_utime + used.ru_stime

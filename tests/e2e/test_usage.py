@@ -11,7 +11,8 @@ from skillcell.core.types import Measurement
 
 BURN = """
 import os, resource, time
-end = time.process_time() + float(sys.argv[2])
+begin = time.process_time()  # a warm interpreter has used some before
+end = begin + float(sys.argv[2])
 while time.process_time() < end: pass
 child = os.fork()
 if not child:
@@ -20,19 +21,18 @@ if not child:
     os._exit(0)
 os.waitpid(child, 0)
 children = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(time.process_time() + children.ru_utime + children.ru_stime)
+print(time.process_time() - begin + children.ru_utime + children.ru_stime)
 """
 
 
 async def test_cpu_time_is_what_the_skill_burnt_with_its_children(client: SkillcellClient) -> None:
     idle = await run(client, BURN, "0")
     result = await run(client, BURN, "0.5")
-    burnt_ns = (float(result.stdout) - float(idle.stdout)) * 1e9
-    seen_ns = result.usage.cpu_total_ns - idle.usage.cpu_total_ns
+    burnt_ns = float(result.stdout) * 1e9
+    beside_ns = result.usage.cpu_total_ns - burnt_ns
     assert result.usage.measurement is Measurement.EXACT
-    # What starting costs differs from call to call, on a busy machine by milliseconds; it is part of the sandbox.
-    assert abs(seen_ns - burnt_ns) <= 0.01 * burnt_ns + 10_000_000
-    assert result.usage.cpu_total_ns >= float(result.stdout) * 1e9 * 0.99 - 2_000_000
+    # Starting is part of the sandbox, and costs more cold than warm, on a busy machine by milliseconds.
+    assert -0.01 * burnt_ns - 2_000_000 <= beside_ns <= 0.01 * burnt_ns + 2 * idle.usage.cpu_total_ns + 60_000_000
     assert result.usage.pids_peak >= 2
 
 

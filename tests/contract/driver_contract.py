@@ -162,7 +162,7 @@ with socket.create_connection(server.getsockname()) as client:
         code = """
 import resource, subprocess
 def lower(pid):
-    return refused(resource.prlimit, pid, resource.RLIMIT_CPU, (1, 1))
+    return refused(resource.prlimit, pid, resource.RLIMIT_CPU, (3600, 3600))  # harmless where it is granted
 other = os.fork()
 if other == 0:
     signal.pause()

@@ -121,4 +121,4 @@ def _expired(execution_id: str, first: int) -> Fault:
         f"events of {execution_id} before {first} are no longer kept; read from after_sequence {first - 1}, or take "
         "outcome and usage from GetExecution"
     )
-    return Fault(FaultKind.OUT_OF_RANGE, "POSITION_OUT_OF_RANGE", message, metadata={"first_sequence": str(first)})
+    return Fault(FaultKind.OUT_OF_RANGE, "EXPIRED", message, metadata={"first_sequence": str(first)})

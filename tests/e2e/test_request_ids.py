@@ -13,7 +13,7 @@ import pytest
 from e2e.conftest import Fresh
 from e2e.gateway import Gateway
 from e2e.lab import SMALL, run, spec, until
-from skillcell.client import AlreadyExists, CallResult, Execution, SkillcellClient
+from skillcell.client import AlreadyExists, CallResult, Execution, OutOfRange, SkillcellClient
 from skillcell.core import events
 from skillcell.core.events import Stdout
 from skillcell.core.types import CancelReason, ExecutionState, OnDisconnect, Outcome
@@ -229,6 +229,26 @@ async def settled(client: SkillcellClient, execution_id: str) -> Execution:
         while (execution := await client.get(execution_id)).state is not ExecutionState.COMPLETED:
             await asyncio.sleep(0.05)
     return execution
+
+
+async def test_events_that_are_no_longer_kept_are_said_to_have_expired(fresh: Fresh) -> None:
+    gateway, request = fresh(events_kept_seconds="1"), str(uuid.uuid4())
+    async with gateway.client() as client:
+        result = await run(client, "print(1)", request_id=request)
+        last = (await client.get(result.execution_id)).last_sequence
+        async with asyncio.timeout(30):
+            while list((gateway.data / "events").iterdir()):
+                await asyncio.sleep(0.1)
+        with pytest.raises(OutOfRange) as raised:
+            [event async for event in client.watch(result.execution_id)]
+        assert raised.value.reason == "EXPIRED"
+        assert raised.value.metadata["first_sequence"] == str(last)
+        kept = [event.kind async for event in client.watch(result.execution_id, after_sequence=last - 1)]
+        assert kept == [result.completed]
+        with pytest.raises(OutOfRange, match="no longer kept"):
+            await run(client, "print(1)", request_id=request)
+        assert (await client.get(request_id=request)).completed == result.completed
+        assert len((await client.usage.records(execution_id=result.execution_id)).items) == 1
 
 
 async def test_another_tenants_execution_does_not_exist(oci: Gateway) -> None:

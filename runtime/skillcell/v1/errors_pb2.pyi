@@ -111,6 +111,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """OUT_OF_RANGE. The sequence, offset or time lies past what exists, or before what is still kept; metadata has both
     ends.
     """
+    ERROR_REASON_EXPIRED: _ErrorReason.ValueType  # 86
+    """OUT_OF_RANGE. What was asked for is no longer kept: events have a set life and a bound. Metadata has first_sequence,
+    the first event that there still is.
+    """
     ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 90
     """RESOURCE_EXHAUSTED. A quota of the tenant, the Skill or the gateway is used up; QuotaFailure says which."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 91
@@ -254,6 +258,10 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 80
 ERROR_REASON_POSITION_OUT_OF_RANGE: ErrorReason.ValueType  # 85
 """OUT_OF_RANGE. The sequence, offset or time lies past what exists, or before what is still kept; metadata has both
 ends.
+"""
+ERROR_REASON_EXPIRED: ErrorReason.ValueType  # 86
+"""OUT_OF_RANGE. What was asked for is no longer kept: events have a set life and a bound. Metadata has first_sequence,
+the first event that there still is.
 """
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 90
 """RESOURCE_EXHAUSTED. A quota of the tenant, the Skill or the gateway is used up; QuotaFailure says which."""

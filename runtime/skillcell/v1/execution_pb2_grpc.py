@@ -124,6 +124,8 @@ class ExecutionServiceServicer:
         - NOT_FOUND / SECRET_NOT_FOUND: the tenant has no secret of that name; have it set.
         - NOT_FOUND / SESSION_NOT_FOUND: no such session, not yours, or it is no longer kept; open a new one.
         - ALREADY_EXISTS / REQUEST_ID_REUSED: the request_id was used for a different request; take a new UUID.
+        - OUT_OF_RANGE / EXPIRED: the request was carried out before, and its events are no longer kept; GetExecution has
+        outcome and usage.
         - FAILED_PRECONDITION / VERSION_YANKED: the version was taken back; choose another.
         - FAILED_PRECONDITION / VERSION_BLOCKED: an operator blocked it; choose another version.
         - FAILED_PRECONDITION / TENANT_SUSPENDED: ask the operator; do not retry.
@@ -165,6 +167,8 @@ class ExecutionServiceServicer:
         - NOT_FOUND / SECRET_NOT_FOUND: the tenant has no secret of that name; have it set.
         - NOT_FOUND / SESSION_NOT_FOUND: no such session, not yours, or it is no longer kept; open a new one.
         - ALREADY_EXISTS / REQUEST_ID_REUSED: the request_id was used for a different request; take a new UUID.
+        - OUT_OF_RANGE / EXPIRED: the request was carried out before, and its events are no longer kept; GetExecution has
+        outcome and usage.
         - FAILED_PRECONDITION / VERSION_YANKED: the version was taken back; choose another.
         - FAILED_PRECONDITION / VERSION_BLOCKED: an operator blocked it; choose another version.
         - FAILED_PRECONDITION / TENANT_SUSPENDED: ask the operator; do not retry.
@@ -258,7 +262,8 @@ class ExecutionServiceServicer:
         STORE_UNAVAILABLE, DRAINING, NOT_SERVED, INTERNAL):
         - INVALID_ARGUMENT / INVALID_FIELD: a field breaks its rule; mend what BadRequest names, do not retry as it is.
         - NOT_FOUND / EXECUTION_NOT_FOUND: no such execution, not yours, or its retention is over; do not retry.
-        - OUT_OF_RANGE / POSITION_OUT_OF_RANGE: events before the range are no longer kept; start from its first sequence.
+        - OUT_OF_RANGE / EXPIRED: the events asked for are no longer kept; start from first_sequence in the metadata, which is
+        that of `completed` at the latest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -7,6 +7,9 @@ agent's first bytes would be lost. Undoing removes only what this very attempt m
 engine may have made a container and died before saying so; what can't be undone while the engine is gone is owed, and
 paid when it is back. And whether usage is exact depends on the engine being on this machine, which each start proves
 anew.
+
+It is past 400 lines because one create and its undoing are one story, told in one place; what the engine is asked, how
+its counters are read and what `doctor` looks at lie in the modules beside it.
 """
 
 from __future__ import annotations
